@@ -1,0 +1,120 @@
+"""What the blockwise quantisers share: cutting a vector into blocks, nibble packing, rounding, checks of scales.
+
+A vector of n elements is cut into blocks of B; the last one holds the t = n mod B left over, if any. Work is done on
+pieces of whole blocks that fit a processor's cache: the same torch calls on the whole vector at once are several times
+slower, because every temporary is then fresh memory. Results do not depend on the size of the pieces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from thinwire.errors import ConfigError, PacketError
+from thinwire.randomness import random_bytes
+
+Rounding = Literal["nearest", "stochastic"]
+
+#: Blocks whose largest magnitude is below this become zero: 1 / magnitude would overflow, and processors that flush
+#: denormal numbers to zero would disagree with those that do not.
+TINY = 2.0**-120
+#: Largest float32.
+HUGE = torch.finfo(torch.float32).max
+#: Taken off every claimed contraction: float32 rounding of quotients of up to 127 moves a boundary by 2^-16 of a step.
+SLACK = 2.0**-13
+
+_PIECE = {"cpu": 1 << 18}  # elements; other devices are fed larger ones, for them a call costs more than memory
+_OTHER_PIECE = 1 << 26
+
+
+def check_options(name: str, block: object, rounding: object) -> None:
+    """Refuse options that no blockwise quantiser can work with."""
+    if not isinstance(block, int) or isinstance(block, bool) or block < 2 or block % 2:
+        raise ConfigError(
+            f"{name} is to have blocks of {block!r}",
+            expected="an even whole number of at least 2: the elements that share a scale",
+            mend=f"write {name}(block=256), say; a smaller block costs more bytes and loses less",
+        )
+    if rounding not in ("nearest", "stochastic"):
+        raise ConfigError(
+            f"{name} is to round {rounding!r}",
+            expected="rounding='nearest' or rounding='stochastic'",
+            mend="leave it out for nearest; stochastic is unbiased and loses more in each round",
+        )
+
+
+def num_blocks(n: int, block: int) -> int:
+    return -(-n // block)
+
+
+def nibble_bytes(n: int, block: int) -> int:
+    """Bytes that n nibbles take, packed block by block."""
+    return n // block * (block // 2) + (n % block + 1) // 2
+
+
+def pieces(n: int, block: int, device: torch.device) -> Iterator[tuple[int, int, int]]:
+    """(start, stop, width): elements [start, stop) are rows of `width`, whole blocks or the one that is left over."""
+    whole = n - n % block
+    step = max(block, _PIECE.get(device.type, _OTHER_PIECE) // block * block)
+    for start in range(0, whole, step):
+        yield start, min(start + step, whole), block
+    if whole < n:
+        yield whole, n, n - whole
+
+
+def dither(key: int, n: int, device: torch.device) -> Tensor:
+    """Uniform numbers of 16 bits, int16 [n]: v stands for u = (v + 2^15 + 1/2) / 2^16, in (0, 1).
+
+    Sixteen bits, not eight: an element of less than 2^-9 of a step would never be sent under an 8-bit u, however
+    many rounds it stayed there. This way the mean over keys is off by at most 2^-16 of a step.
+    """
+    return random_bytes(key, 2 * n, device).view(torch.int16)
+
+
+def unit(v: Tensor) -> Tensor:
+    """The u that dither's v stands for; float32, exact."""
+    return v.float().mul_(2.0**-16).add_(0.5 + 2.0**-17)
+
+
+def pack(nibbles: Tensor, *, zero: int) -> Tensor:
+    """Two codes a byte, planar: byte j of a row of B holds code j (low) and code j + B/2 (high).
+
+    nibbles  uint8 [rows, B], below 16; rows of odd B are filled up with the code `zero`
+    returns  uint8 [rows, ceil(B / 2)]
+    """
+    if nibbles.shape[1] % 2:
+        nibbles = torch.nn.functional.pad(nibbles, (0, 1), value=zero)
+    half = nibbles.shape[1] // 2
+    return nibbles[:, half:].bitwise_left_shift(4).bitwise_or_(nibbles[:, :half])
+
+
+def unpack(packed: Tensor, width: int) -> Tensor:
+    """The inverse of `pack`: uint8 [rows, ceil(width / 2)] to uint8 [rows, width]."""
+    return torch.cat([packed & 15, packed >> 4], dim=1)[:, :width]
+
+
+def require_scales(scale: Tensor, largest: float, name: str) -> None:
+    """Refuse scales that decode to something else than finite numbers. NaN fails both comparisons."""
+    if not bool(((scale >= 0) & (scale <= largest)).all()):
+        raise PacketError(f"field {name!r} holds a scale that is negative, not finite or too large")
+
+
+def contraction(relative_error: float, n: int, block: int, *, keeps_largest: bool) -> float | None:
+    """The delta that a bound on ||C(x) - x||^2 / ||x||^2 claims, or None.
+
+    keeps_largest  no element's error exceeds the element and each block's largest has none, so that at least
+                   1/B of the block's energy survives, whatever the other bound says
+    """
+    kept = 1 - relative_error
+    if keeps_largest:
+        kept = max(kept, 1 / max(1, min(block, n)))
+    return kept - SLACK if kept > SLACK else None
+
+
+def call(name: str, **options: object) -> str:
+    """The expression `name(option=value, ...)`; just the name where there is no option to tell."""
+    told = ", ".join(f"{option}={value!r}" for option, value in options.items())
+    return f"{name}({told})" if told else name

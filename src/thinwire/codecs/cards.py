@@ -1,0 +1,77 @@
+"""What a person is shown of a codec; made from its code, so that it cannot be out of date."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from thinwire.codecs.base import Codec, Traits
+from thinwire.codecs.expressions import options
+
+_N = 1_000_000
+
+
+@dataclass(frozen=True)
+class CodecCard:
+    """A codec's card.
+
+    name              as written in expressions
+    signature         name with options and defaults: "int8(block=256, rounding='nearest')"
+    summary           first paragraph of its card
+    source            papers, one line
+    card              the whole text
+    example           expression that the two numbers below are for
+    bits_per_element  of the fields for a million elements, without the packet's header; a bound if the size varies
+    traits            what it promises
+    """
+
+    name: str
+    signature: str
+    summary: str
+    source: str
+    card: str
+    example: str
+    bits_per_element: float
+    traits: Traits
+
+
+def card(name: str, entry: Callable[..., Any], part: type, codec: Codec, example: str) -> CodecCard:
+    """The card of a table entry.
+
+    part   the class whose file holds the text
+    codec  what the example stands for
+    """
+    text = inspect.cleandoc(sys.modules[part.__module__].__doc__ or "")
+    size = sum(dtype.itemsize * count for dtype, count in codec.layout(_N).values())
+    return CodecCard(
+        name=name,
+        signature=signature(name, entry),
+        summary=" ".join(text.split("\n\n")[0].split()),
+        source=_line(text, "Source"),
+        card=text,
+        example=example,
+        bits_per_element=8 * size / _N,
+        traits=codec.traits,
+    )
+
+
+def signature(name: str, entry: Callable[..., Any]) -> str:
+    """The entry as one would call it, with its defaults."""
+    told = [o if v is inspect.Parameter.empty else f"{o}={v!r}" for o, v in options(entry).items()]
+    return f"{name}({', '.join(told)})" if told else name
+
+
+def _line(text: str, label: str) -> str:
+    """What stands behind a label of the card, its indented continuation lines included."""
+    found: list[str] = []
+    for line in text.splitlines():
+        if line.startswith(label):
+            found = [line.removeprefix(label)]
+        elif found and line.startswith(" "):
+            found.append(line)
+        elif found:
+            break
+    return " ".join(" ".join(found).split())

@@ -1,0 +1,172 @@
+"""Named parameters to flat float32 vectors and back: what codecs, aggregators and outer steps see of a model.
+
+Trainable parameters only; tied ones once; frozen ones not at all. A fragment is a list of whole parameters. Layers
+(parameters whose names share a prefix ending in a number, "blocks.3.") stay together: layer l goes to fragment
+l mod F, the strided pattern of arXiv:2501.18512; what belongs to no layer goes where least is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from thinwire.errors import ConfigError
+
+_LAYER = re.compile(r"^(.*?\.?\d+)\.")
+
+
+class Fragments:
+    """A model's trainable parameters in `count` flat vectors."""
+
+    def __init__(self, model: nn.Module, count: int) -> None:
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        _check(named, count)
+        self.count = count
+        self._parts = _deal(named, count)
+        self._dtypes = {p.dtype for _, p in named}
+        self.device = named[0][1].device
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Elements of each fragment."""
+        return tuple(sum(p.numel() for _, p in part) for part in self._parts)
+
+    def names(self, fragment: int) -> tuple[str, ...]:
+        """Parameters of a fragment, in the order of its vector."""
+        return tuple(name for name, _ in self._parts[fragment])
+
+    def gather(self, fragment: int) -> Tensor:
+        """A copy of the parameters.  float32 [n]"""
+        return self._flat([p.detach() for _, p in self._parts[fragment]])
+
+    @torch.no_grad()
+    def scatter(self, fragment: int, vector: Tensor) -> None:
+        """Write a vector into the parameters.  float32 [n], rounded to each parameter's own dtype"""
+        for (_, p), piece in zip(self._parts[fragment], self._pieces(fragment, vector), strict=True):
+            p.copy_(piece.view_as(p))
+
+    def gather_gradients(self, fragment: int) -> Tensor:
+        """A copy of the gradients; absent ones are zero.  float32 [n]"""
+        return self._flat([torch.zeros_like(p) if p.grad is None else p.grad.detach() for _, p in self._parts[fragment]])
+
+    @torch.no_grad()
+    def scatter_gradients(self, fragment: int, vector: Tensor) -> None:
+        """Write a vector into the gradients; one that was absent stays so if the vector is zero there."""
+        for (_, p), piece in zip(self._parts[fragment], self._pieces(fragment, vector), strict=True):
+            if p.grad is not None:
+                p.grad.copy_(piece.view_as(p))
+            elif bool(piece.any()):
+                p.grad = piece.view_as(p).to(p.dtype, copy=True)
+
+    def rounded(self, fragment: int, vector: Tensor) -> Tensor:
+        """The vector as the parameters would hold it: a delta must not contain their rounding.  float32 [n]"""
+        if self._dtypes == {torch.float32}:
+            return vector
+        pieces = zip(self._parts[fragment], self._pieces(fragment, vector), strict=True)
+        return torch.cat([piece.to(p.dtype).float() for (_, p), piece in pieces])
+
+    def matrices(self, fragment: int, vector: Tensor) -> dict[str, Tensor]:
+        """Views of a vector in the parameters' shapes, by name."""
+        pieces = zip(self._parts[fragment], self._pieces(fragment, vector), strict=True)
+        return {name: piece.view(p.shape) for (name, p), piece in pieces}
+
+    def schema(self) -> str:
+        """Digest of names, shapes, dtypes and their order: equal on members whose vectors mean the same."""
+        told = [[(name, tuple(p.shape), str(p.dtype)) for name, p in part] for part in self._parts]
+        return hashlib.blake2b(repr(told).encode(), digest_size=8).hexdigest()
+
+    def _flat(self, tensors: Sequence[Tensor]) -> Tensor:
+        return torch.cat([tensor.reshape(-1).to(self.device, torch.float32) for tensor in tensors])
+
+    def _pieces(self, fragment: int, vector: Tensor) -> tuple[Tensor, ...]:
+        return vector.split([p.numel() for _, p in self._parts[fragment]])
+
+
+class Buffers:
+    """A model's persistent buffers, such as the statistics of batch normalisation.
+
+    The rule: with every round of fragment 0, floating-point buffers become the mean over the members that take part
+    and integer buffers (counters) the maximum. Always at full precision, whatever the codec.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        kept = model.state_dict(keep_vars=True)
+        named = [(name, b) for name, b in model.named_buffers() if name in kept and b.numel()]
+        self._floats = [b for _, b in named if b.is_floating_point()]
+        self._counts = [b for _, b in named if not b.is_floating_point() and not b.is_complex()]
+
+    def __bool__(self) -> bool:
+        return bool(self._floats or self._counts)
+
+    def gather(self) -> tuple[Tensor, Tensor]:
+        """Copies: float32 [k] and int64 [c], on the CPU."""
+        return _joined(self._floats, torch.float32), _joined(self._counts, torch.int64)
+
+    @torch.no_grad()
+    def scatter(self, floats: Tensor, counts: Tensor) -> None:
+        """Write them back."""
+        for buffers, values in ((self._floats, floats), (self._counts, counts)):
+            for buffer, piece in zip(buffers, values.split([b.numel() for b in buffers]), strict=True):
+                buffer.copy_(piece.view_as(buffer))
+
+
+def digest(*tensors: Tensor) -> bytes:
+    """64 bits of the raw bytes: what members compare to know that they hold the same."""
+    state = hashlib.blake2b(digest_size=8)
+    for tensor in tensors:
+        state.update(memoryview(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()))
+    return state.digest()
+
+
+def _joined(buffers: list[Tensor], dtype: torch.dtype) -> Tensor:
+    if not buffers:
+        return torch.zeros(0, dtype=dtype)
+    return torch.cat([b.detach().reshape(-1).to("cpu", dtype) for b in buffers])
+
+
+def _check(named: list[tuple[str, nn.Parameter]], count: int) -> None:
+    if not named:
+        raise ConfigError(
+            "the model has no trainable parameter",
+            expected="at least one parameter with requires_grad",
+            mend="unfreeze what should be trained before synchronize()",
+        )
+    wide = [name for name, p in named if p.dtype == torch.float64 or p.is_complex()]
+    if wide:
+        raise ConfigError(
+            f"parameter {wide[0]!r} is {dict(named)[wide[0]].dtype}",
+            expected="float32 or narrower: rounds work on float32 vectors and would lose the rest",
+            mend="model.float() before synchronize()",
+        )
+    if count > len(named):
+        raise ConfigError(
+            f"{count} fragments of a model with {len(named)} parameters",
+            expected="at least one parameter for each fragment",
+            mend=f"fragments={len(named)} or fewer",
+        )
+
+
+def _deal(named: list[tuple[str, nn.Parameter]], count: int) -> list[list[tuple[str, nn.Parameter]]]:
+    """Layers by their number, the rest to the smallest; parameters one by one where layers are too few."""
+    layers: dict[str, list[int]] = {}
+    for index, (name, _) in enumerate(named):
+        found = _LAYER.match(name)
+        layers.setdefault(found.group(1) if found else f"={name}", []).append(index)
+    numbered = [indices for key, indices in layers.items() if not key.startswith("=")]
+    others = [indices for key, indices in layers.items() if key.startswith("=")]
+    if len(numbered) < count:
+        numbered, others = [], [[index] for index in range(len(named))]
+    parts: list[list[int]] = [[] for _ in range(count)]
+    for place, indices in enumerate(numbered):
+        parts[place % count] += indices
+
+    def size(indices: list[int]) -> int:
+        return sum(named[index][1].numel() for index in indices)
+
+    for indices in sorted(others, key=size, reverse=True):
+        min(parts, key=size).extend(indices)
+    return [[named[index] for index in sorted(part)] for part in parts]

@@ -1,0 +1,68 @@
+"""Who is there, and do we mean the same: members compare versions, method, model and initial weights before a round."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping
+
+import torch
+
+from thinwire.collectives import gather_packets
+from thinwire.errors import ConfigError
+from thinwire.links.base import Link
+from thinwire.packet import WIRE_VERSION, Header, Kind, Packet
+
+_MOST_BYTES = 1 << 16
+_MEND = {
+    "weights": "seed every member alike before it builds the model, or call thinwire.broadcast(model, link) first",
+    "version": "install the same version of thinwire on all members",
+    "model": "build the same model, with the same parameters trainable, on all members",
+    "state": "load the checkpoint of the same step on all members",
+}
+
+
+def agree(link: Link, facts: Mapping[str, str]) -> int:
+    """Compare facts with all members.
+
+    facts    name -> what this member holds, e.g. {"method.codec": "int4", "weights": "9f0c..."}
+    returns  64-bit digest of what was agreed on: the `context` of all packets that follow
+    raises   ConfigError naming the first fact that differs, and who differs
+    """
+    told = {"wire version": str(WIRE_VERSION), **facts}
+    text = json.dumps(told, sort_keys=True).encode()
+    if len(text) > _MOST_BYTES:
+        raise ConfigError(f"{len(text)} bytes to agree on", expected=f"at most {_MOST_BYTES}", mend="use shorter options")
+    packet = Packet(
+        "json",
+        0,
+        {"text": torch.frombuffer(bytearray(text), dtype=torch.uint8)},
+        Header(kind=Kind.HELLO, sender=link.rank),
+    )
+    found = gather_packets(
+        link.open("handshake"), link.rank, link.members, packet, {"text": (torch.uint8, _MOST_BYTES)}, "the handshake"
+    )
+    everyone = {rank: _parse(packet) for rank, packet in found.items()}
+    for name in sorted({name for facts in everyone.values() for name in facts}):
+        _compare(name, {rank: facts.get(name, "nothing") for rank, facts in everyone.items()})
+    whole = text + repr(link.members).encode()
+    return int.from_bytes(hashlib.blake2b(whole, digest_size=8).digest(), "little")
+
+
+def _parse(packet: Packet) -> dict[str, str]:
+    facts = json.loads(bytes(packet.fields["text"].numpy()).decode())
+    return {str(name): str(value) for name, value in facts.items()}
+
+
+def _compare(name: str, values: Mapping[int, str]) -> None:
+    if len(set(values.values())) == 1:
+        return
+    most, _ = Counter(values.values()).most_common(1)[0]
+    odd = {rank: value for rank, value in values.items() if value != most}
+    told = "; ".join(f"member {rank} has {value}" for rank, value in odd.items())
+    raise ConfigError(
+        f"members disagree on {name}: {told}; the others have {most}",
+        expected=f"the same {name} on all members",
+        mend=_MEND.get(name.split(".")[0], "give all members the same configuration"),
+    )

@@ -1,0 +1,353 @@
+"""The local link: N members in one process, deterministic, with a simulated clock.
+
+Every member is an ordinary function running in a thread of its own, but only one of them runs at a time. Each carries
+a simulated time; whenever the running one makes a local step, waits or ends, the runnable one with the smallest time
+goes next. So the learning is real, the order of events is the one the simulated network would give, and the same call
+gives the same bits every time. Jobs beside the compute (`spawn`) are actors like the members.
+
+A message of b bytes leaves when the sender's up-link is free and takes 8b/up_rate there, travels for the latency, and
+takes 8b/down_rate on the receiver's down-link, which it shares with the other messages to that receiver, first come
+first served. Framing (TCP, IP, Ethernet: about 5 % at full frames) is not simulated. Encoding and decoding cost no
+simulated time.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from thinwire.errors import ConfigError, PeerLost
+from thinwire.links.base import Link
+from thinwire.links.meter import Meter
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Network:
+    """What is simulated. A single number holds for every member, a sequence gives one for each.
+
+    up_bits_per_s, down_bits_per_s  None is unlimited
+    latency_s                       one way, on top of the transmission
+    step_s                          cost of one local step
+    patience_s                      simulated seconds a member waits for a message before its peer counts as lost
+    """
+
+    up_bits_per_s: float | Sequence[float] | None = None
+    down_bits_per_s: float | Sequence[float] | None = None
+    latency_s: float = 0.0
+    step_s: float | Sequence[float] = 0.0
+    patience_s: float = 24 * 3600.0
+
+
+def run(members: int, work: Callable[[Link], T], network: Network | None = None) -> list[T]:
+    """Call `work(link)` for every member and return the results in rank order.
+
+    raises  the error of the member that failed first; the others see PeerLost, as they would on a real link
+    """
+    if members < 1:
+        raise ConfigError(f"{members} members", expected="at least one member", mend="ask for one worker or more")
+    return _Simulation(members, network or Network()).run(work)
+
+
+def alone() -> Link:
+    """A group of one: every method runs, nothing crosses a wire. For development and for the single-machine case."""
+    return _Alone()
+
+
+class _Actor:
+    """A thread that takes turns. `ready_at` is when it may go on; None while it waits for something."""
+
+    def __init__(self, rank: int, time_s: float, number: int, main: bool) -> None:
+        self.rank, self.time_s, self.number, self.main = rank, time_s, number, main
+        self.turn = threading.Semaphore(0)
+        self.ready_at: float | None = time_s
+        self.deadline_s = float("inf")
+        self.waits_for: Callable[[], float | None] = lambda: None  # when it can go on, None: not yet
+        self.timed_out = False
+        self.ended = False
+        self.random = _RandomState()
+
+
+class _RandomState:
+    """The global generators as one member sees them: members of one process must not draw from each other's."""
+
+    def __init__(self) -> None:
+        self.torch, self.python = torch.get_rng_state(), random.getstate()
+
+    def swap_in(self) -> None:
+        torch.set_rng_state(self.torch)
+        random.setstate(self.python)
+
+
+class _Simulation:
+    def __init__(self, members: int, network: Network) -> None:
+        self.members = tuple(range(members))
+        self.up_rate = _each(network.up_bits_per_s, members)
+        self.down_rate = _each(network.down_bits_per_s, members)
+        self.step_s = [seconds or 0.0 for seconds in _each(network.step_s, members)]
+        self.latency_s, self.patience_s = network.latency_s, network.patience_s
+        self.up_free = [0.0] * members
+        self.down_free = [0.0] * members
+        self.mail: dict[tuple[int, int, int, int], tuple[float, Tensor]] = {}  # channel, turn, from, to -> due, buffer
+        self.left: dict[int, str] = {}  # rank -> why it ended
+        self.actors: list[_Actor] = []
+        self.local = threading.local()
+        self.all_ended = threading.Event()
+        self.errors: list[BaseException] = []
+
+    # --- turns -------------------------------------------------------------------------------------------------
+
+    def run(self, work: Callable[[Link], T]) -> list[T]:
+        jobs = [self.start(rank, 0.0, self._member_job(rank, work), main=True) for rank in self.members]
+        self._next()
+        while not self.all_ended.wait(timeout=0.2):  # a time limit keeps the main thread open to Ctrl-C
+            pass
+        if self.errors:
+            raise next((error for error in self.errors if not isinstance(error, PeerLost)), self.errors[0])
+        return [cast(T, job.value) for job in jobs]
+
+    def _member_job(self, rank: int, work: Callable[[Link], T]) -> Callable[[], T]:
+        def job() -> T:
+            why = "it ended"
+            try:
+                return work(_LocalLink(self, rank))
+            except BaseException as error:
+                why = f"it failed with {type(error).__name__}"
+                self.errors.append(error)
+                raise
+            finally:
+                self.left[rank] = why
+
+        return job
+
+    def start(self, rank: int, time_s: float, job: Callable[[], T], *, main: bool) -> _Job[T]:
+        """A new actor; it runs when its turn comes."""
+        actor = _Actor(rank, time_s, len(self.actors), main)
+        self.actors.append(actor)
+        handle = _Job[T](self, actor)
+
+        def body() -> None:
+            actor.turn.acquire()
+            self.local.actor = actor
+            try:
+                handle.value = job()
+            except BaseException as error:
+                handle.error = error
+            actor.ended, actor.ready_at = True, None
+            self._next()
+
+        threading.Thread(target=body, name=f"member {rank}", daemon=True).start()
+        return handle
+
+    def _next(self) -> None:
+        """Hand the turn to the runnable actor with the smallest time."""
+        actor = self._choose()
+        if actor is None:
+            self.all_ended.set()
+            return
+        actor.turn.release()
+
+    def _choose(self) -> _Actor | None:
+        waiting = [actor for actor in self.actors if not actor.ended]
+        self.actors = [actor for actor in self.actors if not actor.ended]
+        for actor in waiting:
+            if actor.ready_at is None:
+                actor.ready_at = actor.waits_for()
+        runnable = [actor for actor in waiting if actor.ready_at is not None]
+        if not runnable:  # everybody waits for somebody: the first time limit to run out decides
+            if not waiting:
+                return None
+            late = min(waiting, key=lambda actor: (actor.deadline_s, actor.number))
+            late.timed_out, late.ready_at = True, late.deadline_s
+            return late
+        return min(runnable, key=lambda actor: (actor.ready_at or 0.0, actor.number))
+
+    def pause(self, *, until: Callable[[], float | None], limit_s: float) -> bool:
+        """Give the turn away until `until` gives a time; returns False if the time limit ran out first."""
+        actor = self.me
+        actor.waits_for, actor.deadline_s = until, actor.time_s + limit_s
+        actor.timed_out, actor.ready_at = False, None
+        chosen = self._choose()
+        if chosen is not actor:
+            assert chosen is not None
+            actor.random = _RandomState()
+            chosen.turn.release()
+            actor.turn.acquire()
+            actor.random.swap_in()
+        assert actor.ready_at is not None
+        actor.time_s = max(actor.time_s, actor.ready_at)
+        return not actor.timed_out
+
+    @property
+    def me(self) -> _Actor:
+        actor: _Actor = self.local.actor
+        return actor
+
+    # --- the network -------------------------------------------------------------------------------------------
+
+    def send(self, channel: int, turn: int, to: int, buffer: Tensor) -> None:
+        sender, now, bits = self.me.rank, self.me.time_s, 8.0 * buffer.numel()
+        start = max(now, self.up_free[sender])
+        self.up_free[sender] = sent = start + _duration(bits, self.up_rate[sender])
+        landing = max(start + self.latency_s, self.down_free[to])
+        due = max(sent + self.latency_s, landing + _duration(bits, self.down_rate[to]))
+        self.down_free[to] = due
+        self.mail[channel, turn, sender, to] = (due, buffer.clone())
+
+    def receive(self, channel: int, turns: Mapping[int, int], what: str) -> dict[int, Tensor]:
+        me, senders = self.me.rank, list(turns)
+        keys = {rank: (channel, turn, rank, me) for rank, turn in turns.items()}
+
+        def arrived() -> float | None:
+            missing = [rank for rank in senders if keys[rank] not in self.mail]
+            if not missing:
+                return max((self.mail[key][0] for key in keys.values()), default=0.0)
+            return 0.0 if any(rank in self.left for rank in missing) else None  # it learns of the loss at once
+
+        in_time = self.pause(until=arrived, limit_s=self.patience_s)
+        missing = [rank for rank in senders if keys[rank] not in self.mail]
+        gone = [rank for rank in missing if rank in self.left]
+        if gone:
+            raise PeerLost(gone, during=what, why=self.left[gone[0]])
+        if not in_time:
+            raise PeerLost(missing, during=what, why=f"no answer within {self.patience_s:g} simulated seconds")
+        return {rank: self.mail.pop(key)[1] for rank, key in keys.items()}
+
+
+class _Job(Generic[T]):
+    """A handle on an actor."""
+
+    def __init__(self, simulation: _Simulation, actor: _Actor) -> None:
+        self._simulation, self._actor = simulation, actor
+        self.value: T | None = None
+        self.error: BaseException | None = None
+
+    def done(self) -> bool:
+        return self._actor.ended and self._actor.time_s <= self._simulation.me.time_s
+
+    def wait(self) -> T:
+        def ended() -> float | None:
+            return self._actor.time_s if self._actor.ended else None
+
+        self._simulation.pause(until=ended, limit_s=float("inf"))
+        if self.error is not None:
+            raise self.error
+        return cast(T, self.value)
+
+
+class _LocalChannel:
+    def __init__(self, simulation: _Simulation, meter: Meter, number: int, purpose: str) -> None:
+        self._simulation, self._meter, self._number, self._purpose = simulation, meter, number, purpose
+        self._sent: Counter[int] = Counter()
+        self._received: Counter[int] = Counter()
+
+    def exchange(self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, int], what: str) -> dict[int, Tensor]:
+        for rank in outgoing:
+            self._simulation.send(self._number, self._sent[rank], rank, outgoing[rank])
+        arrived = self._simulation.receive(self._number, {rank: self._received[rank] for rank in incoming}, what)
+        self._sent.update(outgoing.keys())
+        self._received.update(incoming.keys())
+        self._meter.count(
+            self._purpose,
+            sent_bytes=sum(buffer.numel() for buffer in outgoing.values()),
+            received_bytes=sum(buffer.numel() for buffer in arrived.values()),
+            messages_sent=len(outgoing),
+        )
+        return arrived
+
+
+@dataclass
+class _LocalLink:
+    simulation: _Simulation
+    rank: int
+    meter: Meter = field(default_factory=Meter)
+    opened: int = 0
+
+    @property
+    def members(self) -> tuple[int, ...]:
+        return self.simulation.members
+
+    def open(self, purpose: str) -> _LocalChannel:
+        number, self.opened = self.opened, self.opened + 1
+        return _LocalChannel(self.simulation, self.meter, number, purpose)
+
+    def spawn(self, job: Callable[[], T], name: str) -> _Job[T]:
+        return self.simulation.start(self.rank, self.now(), job, main=False)
+
+    def now(self) -> float:
+        return self.simulation.me.time_s
+
+    def local_step(self) -> None:
+        due = self.now() + self.simulation.step_s[self.rank]
+        self.simulation.pause(until=lambda: due, limit_s=float("inf"))
+
+    def close(self) -> None:
+        """Nothing to give back: the simulation ends when every member has."""
+
+
+class _AloneChannel:
+    def exchange(self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, int], what: str) -> dict[int, Tensor]:
+        assert not outgoing, "a group of one has nobody to talk to"
+        assert not incoming, "a group of one has nobody to talk to"
+        return {}
+
+
+class _AloneJob(Generic[T]):
+    def __init__(self, value: T) -> None:
+        self._value = value
+
+    def done(self) -> bool:
+        return True
+
+    def wait(self) -> T:
+        return self._value
+
+
+class _Alone:
+    """The link of a group of one, on the wall's clock."""
+
+    rank = 0
+    members = (0,)
+
+    def __init__(self) -> None:
+        self.meter = Meter()
+
+    def open(self, purpose: str) -> _AloneChannel:
+        return _AloneChannel()
+
+    def spawn(self, job: Callable[[], T], name: str) -> _AloneJob[T]:
+        return _AloneJob(job())
+
+    def now(self) -> float:
+        return time.perf_counter()
+
+    def local_step(self) -> None:
+        """Time passes by itself."""
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+def _each(value: float | Sequence[float] | None, members: int) -> list[float | None]:
+    if value is None or isinstance(value, int | float):
+        return [value] * members
+    if len(value) != members:
+        raise ConfigError(
+            f"the network describes {len(value)} members, there are {members}",
+            expected="one number for all members or one for each",
+            mend=f"give {members} values",
+        )
+    return list(value)
+
+
+def _duration(bits: float, rate_bits_per_s: float | None) -> float:
+    return 0.0 if rate_bits_per_s is None else bits / rate_bits_per_s

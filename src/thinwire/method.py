@@ -1,0 +1,137 @@
+"""A method is six answers and nothing more. What makes no sense together is refused here, when it is composed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from thinwire.aggregators import Aggregator, Mean
+from thinwire.codecs import ErrorFeedback
+from thinwire.codecs.base import Codec
+from thinwire.codecs.precision import FP32
+from thinwire.errors import ConfigError
+from thinwire.outer import NoStep, Outer
+from thinwire.payloads import Gradient, Payload
+from thinwire.schedules import Every, Schedule
+from thinwire.topologies import Everyone, Islands, Topology
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """When, what, how, to whom, merged how, and then.
+
+    A codec that needs error feedback (see its traits) is wrapped in it here; ErrorFeedback(codec, decay=0) is the way
+    to go without.
+    """
+
+    schedule: Schedule = field(default_factory=Every)
+    payload: Payload = field(default_factory=Gradient)
+    codec: Codec | ErrorFeedback = field(default_factory=FP32)
+    topology: Topology = field(default_factory=Everyone)
+    aggregator: Aggregator = field(default_factory=Mean)
+    outer: Outer = field(default_factory=NoStep)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.codec, Codec) and self.codec.traits.wants_feedback:
+            object.__setattr__(self, "codec", ErrorFeedback(self.codec))
+        _check(self)
+
+    @property
+    def feedback(self) -> ErrorFeedback | None:
+        """The error memory around the codec, if there is one."""
+        return self.codec if isinstance(self.codec, ErrorFeedback) else None
+
+    @property
+    def bare_codec(self) -> Codec:
+        """The codec that writes, without its memory."""
+        return self.codec.codec if isinstance(self.codec, ErrorFeedback) else self.codec
+
+    def answers(self) -> dict[str, str]:
+        """The six answers in words; members compare them when they meet."""
+        return {
+            "schedule": repr(self.schedule),
+            "payload": repr(self.payload),
+            "codec": self.codec.spec,
+            "topology": repr(self.topology),
+            "aggregator": repr(self.aggregator),
+            "outer": repr(self.outer),
+        }
+
+    def at(self, step: int) -> Method:
+        """The method in force for local step `step`, counted from 1."""
+        return self
+
+    def but(self, **answers: object) -> Method:
+        """The same method with some answers changed: diloco().but(topology=Islands(4))."""
+        return replace(self, **answers)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Phases:
+    """One method up to and including local step `switch`, another one after it."""
+
+    first: Method
+    switch: int
+    then: Method
+
+    def __post_init__(self) -> None:
+        if self.switch < 1:
+            raise ConfigError(f"switch={self.switch}", expected="local step 1 or later", mend="use the second method alone")
+        if self.first.schedule.overlap:
+            raise ConfigError(
+                "the first phase overlaps its rounds with compute",
+                expected="a first phase whose rounds end with the step they begin at",
+                mend="set its overlap to 0",
+            )
+        if not self.first.topology.consensus:
+            raise ConfigError(
+                "the first phase leaves every member with a model of its own",
+                expected="a first phase that ends with one model on all members: the second one's anchor",
+                mend="use topology=Everyone() in the first phase",
+            )
+
+    def at(self, step: int) -> Method:
+        """The method in force for local step `step`, counted from 1."""
+        return self.first if step <= self.switch else self.then
+
+    def answers(self) -> dict[str, str]:
+        """Both methods' answers in words."""
+        first, then = self.first.answers(), self.then.answers()
+        return {name: f"{first[name]} to step {self.switch}, then {then[name]}" for name in first}
+
+
+def _check(method: Method) -> None:
+    payload, outer = method.payload, method.outer
+    if outer.accepts != payload.kind:
+        raise ConfigError(
+            f"payload {payload!r} with outer step {outer!r}: {payload.kind} meets a step made for {outer.accepts}",
+            expected="gradient with NoStep, delta with SGD, Nesterov or Adam, parameters with Average",
+            mend={
+                "gradient": "leave outer out, or send Delta()",
+                "delta": "use outer=SGD(1.0) to average, Nesterov(0.7, 0.9) for DiLoCo",
+                "parameters": "use outer=Average(), or send Delta() to use this outer step",
+            }[payload.kind],
+        )
+    if payload.kind == "gradient" and method.schedule.begins(1, 1) != (0,):
+        raise ConfigError(
+            f"payload gradient with schedule {method.schedule!r}: gradients of the steps between would be lost",
+            expected="gradients every step",
+            mend="use Every(1), or send Delta(), which holds all local steps",
+        )
+    if payload.kind == "parameters" and not method.bare_codec.traits.lossless:
+        raise ConfigError(
+            f"payload parameters with codec {method.codec.spec}: what it drops is gone from the model every round",
+            expected="a lossless codec for parameters",
+            mend="send Delta() with outer=SGD(1.0): the same average, and only the small change is rounded",
+        )
+    if isinstance(method.topology, Islands) and method.aggregator.needs != "sum":
+        raise ConfigError(
+            f"aggregator {method.aggregator!r} over {method.topology!r}: it would see sums that islands have formed",
+            expected="a mean, which is the same in one go and in two",
+            mend="use Everyone() with this aggregator, or Mean() with islands",
+        )
+    if method.bare_codec.traits.linear and not method.bare_codec.traits.lossless and method.aggregator.needs != "sum":
+        raise ConfigError(
+            f"aggregator {method.aggregator!r} with linear codec {method.codec.spec}: members' values are added as codes",
+            expected="a mean, or a codec that is decoded before it is merged",
+            mend="use Mean(), or another codec",
+        )

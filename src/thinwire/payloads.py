@@ -1,0 +1,79 @@
+"""What? The vector a member sends for a fragment.
+
+Three kinds, which the outer step must match: a `gradient` is combined before the optimizer's step and replaces the
+member's own; a `delta` is what local steps did to the anchor; `parameters` are the weights themselves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from torch import Tensor
+
+from thinwire.errors import ConfigError
+
+Kind = Literal["gradient", "delta", "parameters"]
+
+
+class Payload(Protocol):
+    """What is worth sending."""
+
+    @property
+    def kind(self) -> Kind:
+        """What the vector is."""
+
+    @property
+    def fragments(self) -> int:
+        """In how many parts the model is sent."""
+
+    def select(self, live: Tensor, anchor: Tensor) -> Tensor:
+        """The vector to send.
+
+        live    [n] the fragment's gradients (kind gradient) or parameters
+        anchor  [n] the model all members agree on, as rounded to the parameters' own dtype; empty for gradients
+        """
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """The gradient of the step about to be taken; absent gradients count as zero."""
+
+    kind: Kind = field(default="gradient", init=False, repr=False)
+    fragments: int = field(default=1, init=False, repr=False)
+
+    def select(self, live: Tensor, anchor: Tensor) -> Tensor:
+        return live
+
+
+@dataclass(frozen=True)
+class Delta:
+    """Anchor minus parameters: the pseudo-gradient, positive along descent (arXiv:2311.08105, Alg. 1, line 11)."""
+
+    fragments: int = 1
+    kind: Kind = field(default="delta", init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        _check(self.fragments)
+
+    def select(self, live: Tensor, anchor: Tensor) -> Tensor:
+        return anchor - live
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """The parameters themselves, for plain averaging (arXiv:1602.05629)."""
+
+    fragments: int = 1
+    kind: Kind = field(default="parameters", init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        _check(self.fragments)
+
+    def select(self, live: Tensor, anchor: Tensor) -> Tensor:
+        return live
+
+
+def _check(fragments: int) -> None:
+    if fragments < 1:
+        raise ConfigError(f"{fragments} fragments", expected="at least one", mend="fragments=1 sends the whole model")

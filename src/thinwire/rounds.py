@@ -1,0 +1,150 @@
+"""One round as two halves and a value between them.
+
+    begin (method, vectors, state) -> what is under way
+    finish(under way, live vector, state) -> new anchor, new live vector, new state, outcome
+
+State is a value: a round that fails leaves the old one in force, an overlapped round is one more value to keep, and a
+checkpoint is all values written down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor
+
+from thinwire.collectives import Combined, Exchange, Residuals, combine
+from thinwire.links.base import Handle, Link
+from thinwire.method import Method
+from thinwire.packet import Header
+from thinwire.randomness import mix
+from thinwire.topologies import members_of
+
+
+@dataclass(frozen=True)
+class FragmentState:
+    """What a method remembers of one fragment.
+
+    anchor     [n] the model all members agree on; empty if gradients are sent
+    memory     the outer optimizer's
+    residuals  of error feedback; this member's own
+    begun      rounds begun, the same on all members
+    committed  rounds that changed the state
+    idle       rounds in a row that each member was not in, by rank
+    """
+
+    anchor: Tensor
+    memory: Mapping[str, Tensor] = field(default_factory=dict)
+    residuals: Residuals = field(default_factory=Residuals)
+    begun: int = 0
+    committed: int = 0
+    idle: Mapping[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class UnderWay:
+    """A round between its halves.
+
+    sent  [n] the live vector when it began
+    due   local step after which it is applied
+    """
+
+    fragment: int
+    round: int
+    due: int
+    sent: Tensor
+    result: Handle[Combined]
+
+
+@dataclass(frozen=True)
+class Committed:
+    """The round took effect on every member; `ranks` contributed to it."""
+
+    step: int
+    fragment: int
+    round: int
+    ranks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """The round took effect on no member; what was to be sent is still in the parameters and goes with the next."""
+
+    step: int
+    fragment: int
+    round: int
+    reason: str
+
+
+Outcome = Committed | Skipped
+
+#: Buffers of the members that combine: rank -> (float32 [k], int64 [c]).
+BufferRows = dict[int, tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What holds for all rounds of a run: the agreed context and the seed of shared randomness."""
+
+    context: int
+    seed: int
+
+    def key(self, number: int, fragment: int) -> int:
+        """The shared randomness of a round."""
+        return mix(self.seed, number, fragment)
+
+
+def begin(
+    method: Method, terms: Terms, link: Link, fragment: int, step: int, live: Tensor, weight: float,
+    state: FragmentState, *, seen: Tensor, shared: Tensor | None,
+) -> tuple[UnderWay, FragmentState]:  # fmt: skip
+    """Start a round beside the compute.
+
+    live    [n] gradients or parameters of the fragment, a copy
+    seen    [n] the anchor as the parameters hold it
+    shared  [n] what all members should hold alike at this point, to be compared; None leaves it out
+    """
+    number = state.begun
+    key = terms.key(number, fragment)
+    exchange = Exchange(
+        channel=link.open("rounds"),
+        rank=link.rank,
+        route=method.topology.route(link.rank, link.members, key),
+        witnesses=witnesses(method, link, key),
+        codec=method.bare_codec,
+        feedback=method.feedback,
+        aggregator=method.aggregator,
+        header=Header(fragment=fragment, round=number, context=terms.context),
+        key=key,
+        now=link.now,
+    )
+    x = method.payload.select(live, seen)
+
+    def job() -> Combined:
+        return combine(exchange, x, weight, state.residuals, shared)
+
+    handle = link.spawn(job, exchange.what)
+    return UnderWay(fragment, number, step + method.schedule.overlap, live, handle), replace(state, begun=number + 1)
+
+
+def finish(
+    method: Method, under_way: UnderWay, combined: Combined, step: int, state: FragmentState, members: tuple[int, ...]
+) -> tuple[FragmentState, Outcome]:
+    """Take the result in, or leave everything as it was."""
+    where = (step, under_way.fragment, under_way.round)
+    if combined.update is None:
+        return state, Skipped(*where, combined.reason)
+    anchor, memory = method.outer.step(state.anchor, combined.update, state.memory)
+    idle = {rank: 0 if rank in combined.ranks else state.idle.get(rank, 0) + 1 for rank in members}
+    after = replace(
+        state, anchor=anchor, memory=memory, residuals=combined.residuals, committed=state.committed + 1, idle=idle
+    )
+    return after, Committed(*where, combined.ranks)
+
+
+def witnesses(method: Method, link: Link, key: int) -> tuple[int, ...]:
+    """Who must hold the same at the end of a round: all members if they end with one result, else the combined ones."""
+    if method.topology.consensus:
+        return link.members
+    return members_of(method.topology.route(link.rank, link.members, key))

@@ -1,0 +1,50 @@
+"""When? Which fragments begin a round after a local step, and how many steps later the result is applied."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from thinwire.errors import ConfigError
+
+
+class Schedule(Protocol):
+    """A pure function of the shared step count, so that all members agree without a word."""
+
+    @property
+    def overlap(self) -> int:
+        """Local steps between the beginning of a round and its application; tau in the papers."""
+
+    def begins(self, step: int, fragments: int) -> tuple[int, ...]:
+        """Fragments whose round begins after local step `step` (counted from 1), ascending."""
+
+
+@dataclass(frozen=True)
+class Every:
+    """A round for each fragment every `steps` local steps, fragments evenly spread over them.
+
+    Fragment f of F begins at o_f, o_f + H, o_f + 2H, ... with H = steps and o_f = (f+1) H / F rounded down, at least 1.
+    With one fragment that is every H steps; with F of them every H/F steps in rotation.
+    Source: Douillard et al. 2025, arXiv:2501.18512, Alg. 2 (fragments and overlap).
+    """
+
+    steps: int = 1
+    overlap: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ConfigError(
+                f"a round every {self.steps} steps", expected="every 1 step or more", mend="every=1 is every step"
+            )
+        if not 0 <= self.overlap < self.steps:
+            raise ConfigError(
+                f"an overlap of {self.overlap} steps with a round every {self.steps}",
+                expected=f"an overlap from 0 to {self.steps - 1}: a fragment's round ends before its next one begins",
+                mend="lower the overlap, or let rounds be further apart",
+            )
+
+    def begins(self, step: int, fragments: int) -> tuple[int, ...]:
+        return tuple(f for f in range(fragments) if self._due(step, max(1, (f + 1) * self.steps // fragments)))
+
+    def _due(self, step: int, first: int) -> bool:
+        return step >= first and (step - first) % self.steps == 0

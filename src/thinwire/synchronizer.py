@@ -1,0 +1,501 @@
+"""Runs a method around anybody's training loop: the only place that knows the order of things, and the only keeper of
+state.
+
+    with thinwire.join() as link, thinwire.synchronize(model, optimizer, diloco(), link) as sync:
+        for batch in loader:
+            loss(model, batch).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+It hooks the optimizer's step. Gradients are combined before the step, everything else after it. Gradient accumulation
+needs nothing: only steps count. Mixed precision: autocast needs nothing; hand a GradScaler over as `scaler`, so that
+members skip steps together. Clipping: `sync.clip_grad_norm_` clips what the step will use (the combined gradient, if
+the method sends gradients); torch's own clips the member's.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from thinwire import rounds
+from thinwire.collectives import Combined, gather_packets
+from thinwire.errors import ConfigError, DivergedError, LinkError
+from thinwire.fragments import Buffers, Fragments, digest
+from thinwire.handshake import agree
+from thinwire.links.base import Handle, Link
+from thinwire.method import Method, Phases
+from thinwire.packet import Header, Layout, Packet
+from thinwire.rounds import BufferRows, Committed, FragmentState, Outcome, Skipped, Terms, UnderWay
+from thinwire.snapshot import pack_state, pack_under_way, unpack_state, unpack_under_way
+from thinwire.version import __version__
+
+_log = logging.getLogger("thinwire")
+
+_PATIENCE_ROUNDS = 3  # a member may contribute nothing finite this often in a row
+_COMPARE_GRADIENT_STEPS = 16  # parameters are compared this often when gradients are sent: they are not free to read
+_COMPARE_ELEMENTS = 1 << 22  # anchors above this size are compared less often, in proportion
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Where a member's time went, in seconds of its link's clock.
+
+    wait_s      stood still for a round's result: communication that was not hidden
+    encode_s    encoded, decoded and merged, wherever that ran
+    apply_s     took outer steps and copied parameters
+    exchange_s  rounds under way, from begin to result, summed
+    """
+
+    wait_s: float = 0.0
+    encode_s: float = 0.0
+    apply_s: float = 0.0
+    exchange_s: float = 0.0
+
+    @property
+    def hidden_s(self) -> float:
+        """Seconds of communication that ran beside the compute."""
+        return max(0.0, self.exchange_s - self.encode_s - self.wait_s)
+
+
+def synchronize(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    method: Method | Phases,
+    link: Link,
+    *,
+    seed: int = 0,
+    scaler: torch.amp.GradScaler | None = None,
+    observer: Callable[[Outcome], None] | None = None,
+) -> Synchronizer:
+    """Keep a model in step with the other members'. Use it as a context manager.
+
+    model      any module; its trainable parameters are synchronised, tied ones once, frozen ones not. Persistent
+               buffers become the members' mean (integers: the maximum) with every round of fragment 0
+    optimizer  any torch optimizer over parameters of the model
+    seed       of shared randomness (random pairs, stochastic rounding); the same on all members
+    scaler     the GradScaler, if there is one
+    observer   called with the outcome of every round
+    raises     ConfigError if members differ in model, initial weights, method, seed or version
+    """
+    return Synchronizer(model, optimizer, method, link, seed=seed, scaler=scaler, observer=observer)
+
+
+class Synchronizer:
+    """See `synchronize`. `step` counts the optimizer's steps; `timing` says where time went."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        method: Method | Phases,
+        link: Link,
+        *,
+        seed: int,
+        scaler: torch.amp.GradScaler | None,
+        observer: Callable[[Outcome], None] | None,
+    ) -> None:
+        _check_parameters(model, optimizer)
+        self.step = 0
+        self.committed = 0
+        self.skipped = 0
+        self.timing = Timing()
+        self._model, self._optimizer, self._link = model, optimizer, link
+        self._plan, self._seed, self._scaler, self._observer = method, seed, scaler, observer
+        self._buffers = Buffers(model)
+        self._terms = Terms(0, seed)
+        self._samples = 0
+        self._counts_samples = False
+        self._gradients_are_combined = False
+        self._stepped = False
+        self._under_way: list[tuple[UnderWay, Handle[BufferRows] | None]] = []
+        self._hooks: list[Any] = []
+        self._enter_phase(method.at(1))
+
+    # --- life ----------------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Synchronizer:
+        self._terms = Terms(agree(self._link, self._facts()), self._seed)
+        self._hooks = [
+            self._optimizer.register_step_pre_hook(self._before_step),
+            self._optimizer.register_step_post_hook(self._after_step),
+        ]
+        if self._scaler is not None:
+            self._scaler.step = self._scaled_step  # type: ignore[method-assign]
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            if error is None:
+                self.finish()
+        finally:
+            for hook in self._hooks:
+                hook.remove()
+            if self._scaler is not None and "step" in vars(self._scaler):
+                del self._scaler.step
+            self._hooks = []
+
+    def finish(self) -> None:
+        """Wait for the rounds under way and apply them now; all members call it at the same step."""
+        for entry in sorted(self._under_way, key=_order):
+            self._finish(entry)
+
+    def _facts(self) -> dict[str, str]:
+        answers = {f"method.{name}": answer for name, answer in self._plan.answers().items()}
+        weights = digest(*(p for p in self._model.parameters()), *(b for b in self._model.buffers())).hex()
+        return {
+            "version": __version__,
+            "model": self._fragments.schema(),
+            "weights": weights,
+            "seed": str(self._seed),
+            **answers,
+        }
+
+    def _enter_phase(self, method: Method) -> None:
+        """Begin a method with fresh state; the parameters, equal on all members, are its anchor."""
+        self._method = method
+        self._fragments = Fragments(self._model, method.payload.fragments)
+        anchored = method.payload.kind != "gradient"
+        self._states = [
+            FragmentState(self._fragments.gather(f) if anchored else torch.zeros(0))
+            for f in range(self._fragments.count)
+        ]
+        self._counted = [(self.step, self._samples)] * self._fragments.count
+
+    # --- what a loop may call ------------------------------------------------------------------------------------
+
+    def count(self, samples: int) -> None:
+        """Samples of the batch just seen; they weigh this member's contributions. Without it, local steps do."""
+        self._samples += samples
+        self._counts_samples = True
+
+    def combine_gradients(self) -> None:
+        """Combine gradients now rather than in optimizer.step(); nothing for methods that do not send gradients."""
+        if self._method_ahead().payload.kind == "gradient" and not self._gradients_are_combined:
+            self._exchange_gradients()
+            self._gradients_are_combined = True
+
+    def clip_grad_norm_(self, max_norm: float) -> Tensor:
+        """Clip the gradient that the step will use, and return its norm from before."""
+        self.combine_gradients()
+        return torch.nn.utils.clip_grad_norm_(self._model.parameters(), max_norm)
+
+    def consensus(self) -> list[Tensor]:
+        """The model as all members have it, one float32 vector a fragment.
+
+        Anchors if there are any, else the parameters. If every member has a model of its own (gossip), their mean:
+        all members must call it then.
+        """
+        if not self._method.topology.consensus:
+            return [self._mean_of_all(self._fragments.gather(f)) for f in range(self._fragments.count)]
+        if self._method.payload.kind == "gradient":
+            return [self._fragments.gather(f) for f in range(self._fragments.count)]
+        return [state.anchor for state in self._states]
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Within the block the model holds `consensus()`, which is what should be evaluated and shipped."""
+        live = [self._fragments.gather(f) for f in range(self._fragments.count)]
+        for f, vector in enumerate(self.consensus()):
+            self._fragments.scatter(f, vector)
+        try:
+            yield
+        finally:
+            for f, vector in enumerate(live):
+                self._fragments.scatter(f, vector)
+
+    def _mean_of_all(self, vector: Tensor) -> Tensor:
+        header = Header(sender=self._link.rank, context=self._terms.context)
+        packet = Packet("fp32", vector.numel(), {"value": vector}, header)
+        layout: Layout = {"value": (torch.float32, vector.numel())}
+        found = gather_packets(
+            self._link.open("consensus"), self._link.rank, self._link.members, packet, layout, "the consensus model"
+        )
+        return torch.stack([packet.fields["value"] for packet in found.values()]).mean(dim=0).to(vector.device)
+
+    # --- state ---------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the method remembers; waits for rounds under way to arrive, without applying them.
+
+        Save it beside the model's and the optimizer's: the three together resume to the bit.
+        """
+        return {
+            "answers": dict(self._plan.answers()),
+            "step": self.step,
+            "samples": self._samples,
+            "counts_samples": self._counts_samples,
+            "counted": [list(pair) for pair in self._counted],
+            "committed": self.committed,
+            "skipped": self.skipped,
+            "fragments": [pack_state(state) for state in self._states],
+            "under_way": [pack_under_way(*entry) for entry in sorted(self._under_way, key=_order)],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict()`; all members call it, and are compared. Load model and optimizer beside it."""
+        if state["answers"] != self._plan.answers():
+            wrong = [name for name, answer in self._plan.answers().items() if state["answers"].get(name) != answer]
+            raise ConfigError(
+                f"the saved state is of another method: its {wrong[0]} is {state['answers'].get(wrong[0])}",
+                expected=f"{wrong[0]} {self._plan.answers()[wrong[0]]}",
+                mend="resume with the method of the checkpoint, or start anew from its weights",
+            )
+        self.step = state["step"]
+        self._enter_phase(self._plan.at(max(1, self.step)))
+        self._samples, self._counts_samples = state["samples"], state["counts_samples"]
+        self._counted = [(pair[0], pair[1]) for pair in state["counted"]]
+        self.committed, self.skipped = state["committed"], state["skipped"]
+        self._states = [unpack_state(saved, self._fragments.device) for saved in state["fragments"]]
+        self._under_way = [unpack_under_way(saved, self._fragments.device) for saved in state["under_way"]]
+        context = agree(self._link, {**self._shared_facts(), "step": str(self.step)})
+        self._terms = replace(self._terms, context=context)
+
+    def _shared_facts(self) -> dict[str, str]:
+        if not self._method.topology.consensus:
+            return {}
+        return {f"state.fragment {f}": digest(state.anchor).hex() for f, state in enumerate(self._states)}
+
+    # --- hooks ---------------------------------------------------------------------------------------------------
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._method_ahead().payload.kind == "gradient":
+            closure = kwargs.get("closure") or (args[1] if len(args) > 1 else None)
+            if closure is not None:
+                raise ConfigError(
+                    f"{type(optimizer).__name__}.step was given a closure: it computes gradients inside the step",
+                    expected="gradients that are there before the step, for a method that sends gradients",
+                    mend="use a method that sends deltas (diloco, local_sgd), or an optimizer without a closure",
+                )
+            self.combine_gradients()
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._tick()
+
+    def _scaled_step(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
+        """GradScaler.step that keeps members together: a member with overflown gradients abstains, and none waits.
+
+        Gradients: the combined gradient is finite, so all take the step. Deltas: a step that the scaler skips counts
+        as a local step all the same.
+        """
+        scaler = self._scaler
+        assert scaler is not None
+        plain_step = type(scaler).step
+        if optimizer is not self._optimizer:
+            return plain_step(scaler, optimizer, *args, **kwargs)
+        if self._method_ahead().payload.kind != "gradient":
+            self._stepped = False
+            result = plain_step(scaler, optimizer, *args, **kwargs)
+            if not self._stepped:
+                self._tick()
+            return result
+        try:
+            scaler.unscale_(optimizer)
+        except RuntimeError as error:  # the loop has unscaled already, to clip
+            if "already been called" not in str(error):
+                raise
+        self.combine_gradients()
+        return optimizer.step(*args, **kwargs)
+
+    # --- the order of things -------------------------------------------------------------------------------------
+
+    def _method_ahead(self) -> Method:
+        """The method of the step about to be taken; a change of phase takes effect here."""
+        ahead = self._plan.at(self.step + 1)
+        if ahead is not self._method:
+            self._enter_phase(ahead)
+        return ahead
+
+    def _exchange_gradients(self) -> None:
+        self._link.local_step()
+        for fragment in self._method.schedule.begins(self.step + 1, self._fragments.count):
+            self._begin(fragment, self.step + 1)
+        for entry in sorted(self._under_way, key=_order):
+            self._finish(entry)
+
+    def _tick(self) -> None:
+        """A local step was made: begin the rounds that are due, then apply those that are."""
+        self._stepped = True
+        method = self._method_ahead()
+        self.step += 1
+        self._gradients_are_combined = False
+        if method.payload.kind == "gradient":
+            return
+        self._link.local_step()
+        for fragment in method.schedule.begins(self.step, self._fragments.count):
+            self._begin(fragment, self.step)
+        for entry in sorted(self._under_way, key=_order):
+            if entry[0].due <= self.step:
+                self._finish(entry)
+
+    def _begin(self, fragment: int, step: int) -> None:
+        started = self._link.now()
+        method, state = self._method, self._states[fragment]
+        gradient = method.payload.kind == "gradient"
+        live = self._fragments.gather_gradients(fragment) if gradient else self._fragments.gather(fragment)
+        seen = state.anchor if gradient else self._fragments.rounded(fragment, state.anchor)
+        under_way, self._states[fragment] = rounds.begin(
+            method, self._terms, self._link, fragment, step, live, self._weight(fragment, step), state,
+            seen=seen, shared=self._shared(fragment, state),
+        )  # fmt: skip
+        rows = self._begin_buffers(under_way) if fragment == 0 and self._buffers else None
+        self._under_way.append((under_way, rows))
+        self._spend(apply_s=self._link.now() - started)
+
+    def _weight(self, fragment: int, step: int) -> float:
+        last_step, last_samples = self._counted[fragment]
+        self._counted[fragment] = (step, self._samples)
+        return float(self._samples - last_samples if self._counts_samples else step - last_step)
+
+    def _shared(self, fragment: int, state: FragmentState) -> Tensor | None:
+        """What the verdict compares beside the result, if it is this round's turn."""
+        if not self._method.topology.consensus or len(self._link.members) == 1:
+            return None
+        gradient = self._method.payload.kind == "gradient"
+        every = max(_COMPARE_GRADIENT_STEPS if gradient else 1, self._fragments.sizes[fragment] // _COMPARE_ELEMENTS)
+        if state.begun % every:
+            return None
+        return self._fragments.gather(fragment) if gradient else state.anchor
+
+    def _finish(self, entry: tuple[UnderWay, Handle[BufferRows] | None]) -> None:
+        under_way, rows = entry
+        fragment, before = under_way.fragment, self._link.now()
+        combined = under_way.result.wait()
+        buffers = None if rows is None else rows.wait()
+        arrived = self._link.now()
+        self._under_way.remove(entry)
+        state, outcome = rounds.finish(
+            self._method, under_way, combined, self.step, self._states[fragment], self._link.members
+        )
+        self._states[fragment] = state
+        if isinstance(outcome, Skipped):
+            self._on_skipped(outcome)
+        else:
+            self._apply(under_way, combined, outcome)
+            if buffers is not None:
+                self._buffers.scatter(*_average_buffers(buffers, outcome.ranks))
+            self._on_committed(outcome, state)
+        self._spend(
+            wait_s=arrived - before,
+            encode_s=combined.encode_s,
+            apply_s=self._link.now() - arrived,
+            exchange_s=combined.job_s,
+        )
+        if self._observer is not None:
+            self._observer(outcome)
+
+    def _apply(self, under_way: UnderWay, combined: Combined, outcome: Committed) -> None:
+        """Write the result into the model: gradients before a step, parameters after it."""
+        fragment, state = under_way.fragment, self._states[under_way.fragment]
+        assert combined.update is not None
+        if self._method.payload.kind == "gradient":
+            self._fragments.scatter_gradients(fragment, combined.update)
+        elif self._link.rank in outcome.ranks:
+            live = self._fragments.gather(fragment)
+            self._fragments.scatter(fragment, self._method.outer.merge(live, state.anchor, under_way.sent))
+        else:  # this member's own values were not finite: it takes the others' model, with a fresh inner state
+            self._fragments.scatter(fragment, state.anchor)
+            named = dict(self._model.named_parameters())
+            for name in self._fragments.names(fragment):
+                self._optimizer.state.pop(named[name], None)
+
+    def _on_committed(self, outcome: Committed, state: FragmentState) -> None:
+        self.committed += 1
+        expected = set(rounds.witnesses(self._method, self._link, self._terms.key(outcome.round, outcome.fragment)))
+        for rank in sorted(expected - set(outcome.ranks)):
+            _log.warning("round %d: member %d had no finite values and was left out", outcome.round, rank)
+            if state.idle[rank] >= _PATIENCE_ROUNDS:
+                raise DivergedError(
+                    f"member {rank} had no finite values in {state.idle[rank]} rounds in a row, the last at step {self.step}",
+                    expected="finite parameters and gradients",
+                    mend="lower its learning rate, clip its gradients, or look at its data",
+                )
+
+    def _on_skipped(self, outcome: Skipped) -> None:
+        self.skipped += 1
+        where = f"round {outcome.round}, fragment {outcome.fragment} at step {outcome.step}"
+        if outcome.reason.startswith("no member"):
+            raise DivergedError(
+                f"{where}: {outcome.reason}",
+                expected="finite values on at least one member",
+                mend="resume from the last checkpoint with a lower learning rate or with clipping",
+            )
+        if self._method.payload.kind == "gradient":
+            raise LinkError(
+                f"{where}: {outcome.reason}",
+                expected="all members' gradients",
+                mend="look for a faulty network card or memory on the member named; resume from the last checkpoint",
+            )
+        _log.warning("%s was skipped (%s); its local steps go with the next round", where, outcome.reason)
+
+    def _spend(self, *, wait_s: float = 0.0, encode_s: float = 0.0, apply_s: float = 0.0, exchange_s: float = 0.0) -> None:
+        now = self.timing
+        self.timing = Timing(
+            now.wait_s + wait_s, now.encode_s + encode_s, now.apply_s + apply_s, now.exchange_s + exchange_s
+        )
+
+    # --- buffers -------------------------------------------------------------------------------------------------
+
+    def _begin_buffers(self, under_way: UnderWay) -> Handle[BufferRows]:
+        link, number = self._link, under_way.round
+        ranks = rounds.witnesses(self._method, link, self._terms.key(number, 0))
+        floats, counts = self._buffers.gather()
+        header = Header(round=number, sender=link.rank, context=self._terms.context)
+        packet = Packet("buffers", 0, {"floats": floats, "counts": counts}, header)
+        layout: Layout = {"floats": (torch.float32, floats.numel()), "counts": (torch.int64, counts.numel())}
+        channel = link.open("buffers")
+
+        def job() -> BufferRows:
+            found = gather_packets(channel, link.rank, ranks, packet, layout, f"buffers of round {number}")
+            return {rank: (packet.fields["floats"], packet.fields["counts"]) for rank, packet in found.items()}
+
+        return link.spawn(job, f"buffers of round {number}")
+
+
+def broadcast(model: nn.Module, link: Link) -> None:
+    """Give all members member 0's parameters and buffers, bit for bit; all members call it.
+
+    raises  ConfigError if the models differ in more than values
+    """
+    tensors = list(model.state_dict().values())
+    shapes = repr([(name, tuple(value.shape), str(value.dtype)) for name, value in model.state_dict().items()])
+    context = agree(link, {"model": digest(torch.frombuffer(bytearray(shapes.encode()), dtype=torch.uint8)).hex()})
+    raw = torch.cat([value.detach().cpu().contiguous().view(-1).view(torch.uint8) for value in tensors])
+    mine = raw if link.rank == 0 else raw[:0]
+    header = Header(sender=link.rank, context=context)
+    packet = Packet("raw", 0, {"bytes": mine}, header)
+    channel = link.open("broadcast")
+    found = gather_packets(channel, link.rank, link.members, packet, {"bytes": (torch.uint8, raw.numel())}, "broadcast")
+    pieces = found[0].fields["bytes"].split([value.numel() * value.element_size() for value in tensors])
+    for value, piece in zip(tensors, pieces, strict=True):
+        value.copy_(piece.clone().view(value.dtype).view(value.shape))
+
+
+def _average_buffers(rows: BufferRows, ranks: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Means and maxima over the members that took part, in ascending order of rank."""
+    floats = torch.stack([rows[rank][0] for rank in ranks])
+    counts = torch.stack([rows[rank][1] for rank in ranks])
+    return floats.mean(dim=0), counts.amax(dim=0) if counts.numel() else counts[0]
+
+
+def _order(entry: tuple[UnderWay, Handle[BufferRows] | None]) -> tuple[int, int]:
+    return entry[0].due, entry[0].fragment
+
+
+def _check_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    ours = {id(p) for p in model.parameters()}
+    strangers = [p for group in optimizer.param_groups for p in group["params"] if id(p) not in ours]
+    if strangers:
+        raise ConfigError(
+            f"the optimizer holds {len(strangers)} parameter(s) that the model does not have, "
+            f"the first of shape {tuple(strangers[0].shape)}",
+            expected="an optimizer over parameters of the model that is synchronised",
+            mend="put all trained modules into one nn.ModuleList and synchronise that",
+        )
