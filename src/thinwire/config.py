@@ -18,7 +18,6 @@ it, the last part alone (`--every 50`). docs/configuration.md is written by conf
 from __future__ import annotations
 
 import dataclasses
-import shlex
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
@@ -39,7 +38,7 @@ from thinwire.train.user import UserOptions
 from thinwire.units import Duration, Rate
 
 if TYPE_CHECKING:
-    from thinwire.method import Method
+    from thinwire.method import Method, Phases
 
 #: Named methods: name -> a function whose parameters are the method's options. `None` below: thinwire.methods.METHODS.
 Methods = Mapping[str, Callable[..., Any]]
@@ -57,12 +56,16 @@ class MethodOptions:
     name: str = "diloco"
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    def build(self, methods: Methods | None = None) -> Method:
+    def build(self, methods: Methods | None = None) -> Method | Phases:
         """Call the method's function."""
         known = _methods(methods)
         options = _method_options(self.name, known)
-        method: Method = known[self.name](**{name: built(options[name], value) for name, value in self.options.items()})
-        return method
+        for name in self.options:
+            if name not in options:
+                raise unknown_name(f"method {self.name} has no option {name!r}", name, options, what="one of")
+        given = {name: built(options[name], value) for name, value in self.options.items()}
+        made: Method | Phases = known[self.name](**given)
+        return made
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,12 @@ class SimulatedLink:
     )
     delay: Duration = field(default=Duration(0.04), metadata=about("from one member to another, one way"))
     step_time: Duration = field(default=Duration(0.05), metadata=about("what a local step costs on the clock"))
+
+    def __post_init__(self) -> None:
+        if self.rate == Rate(0):
+            raise ConfigError(
+                "SimulatedLink: rate = 0bit", expected="a rate above 0", mend="set rate to 20mbit, or to 'unlimited'"
+            )
 
 
 @dataclass(frozen=True)
@@ -96,6 +105,10 @@ class TorchLink:
     def __post_init__(self) -> None:
         check(self)
         _check_address(self.address)
+        if self.timeout == Duration(0):
+            raise ConfigError(
+                "TorchLink: timeout = 0s", expected="a time above 0", mend="set timeout to 60s, or to 'auto'"
+            )
         together = (self.address, self.rank, self.world)
         if any(each is None for each in together) != all(each is None for each in together):
             raise ConfigError(
@@ -119,6 +132,12 @@ class Run:
     """Everything `thinwire train` needs to know."""
 
     steps: int = field(default=400, metadata=about("local steps of each member", at_least=1))
+    max_time: Duration | Literal["unlimited"] = field(
+        default="unlimited", metadata=about("on the link's clock; the members stop together soon after it has passed")
+    )
+    max_time: Duration | Literal["unlimited"] = field(
+        default="unlimited", metadata=about("stop early after this long on the link's clock, real or simulated")
+    )
     seed: int = field(default=0, metadata=about("of weights, data and rounding", at_least=0))
     eval_every: int = field(
         default=50, metadata=about("local steps between evaluations; 0 evaluates only at the end", at_least=0)
@@ -141,7 +160,7 @@ class Run:
     task: TaskOptions = field(default_factory=TextOptions)
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
     method: MethodOptions = field(default_factory=MethodOptions)
-    link: SimulatedLink | TorchLink = field(default_factory=SimulatedLink)
+    link: SimulatedLink | TorchLink = field(default_factory=TorchLink)
 
     def __post_init__(self) -> None:
         check(self)
@@ -216,22 +235,27 @@ def override(run: Run, flags: Sequence[str], *, methods: Methods | None = None) 
     """
     known = _methods(methods)
     choices = {name: section.parts(getattr(run, name)) for name, section in _SECTIONS.items()}
-    settings = []
+    settings: list[Flag] = []
+    typed: dict[str, list[str]] = {name: [] for name in choices}
     for flag in split_flags(flags):
         section = _chosen_section(flag)
         if section is None:
             settings.append(flag)
         else:
             choices[section] = _choose(section, flag, choices[section], known)
+            typed[section].append(flag.typed)
     options = {name: _SECTIONS[name].options(choice, known) for name, (choice, _) in choices.items()}
     options[""] = of_dataclass(Run)
     top: Values = {}
     for flag in settings:
         place, option, value = setting(flag, options, _SECTIONS)
         (choices[place][1] if place else top)[option] = value
-    with labelled(" ".join(map(shlex.quote, flags))):
-        made = {name: _made(name, *choices[name], options[name]) for name in _SECTIONS}
-    return dataclasses.replace(run, **top, **made)
+        if place:
+            typed[place].append(flag.typed)
+    for name in [name for name in _SECTIONS if typed[name]]:
+        with labelled(" ".join(typed[name])):
+            top[name] = _made(name, *choices[name], options[name], where=f"the flag --{name}.{{}}")
+    return dataclasses.replace(run, **top)
 
 
 # ---- sections
@@ -364,12 +388,12 @@ def _read_section(name: str, table: object, source: str, methods: Methods) -> An
     values = dict(table)
     where = f"{source}: {name}.{section.chooser}"
     default, _ = section.parts(getattr(Run(), name))
-    choice = str(read(Option(section.chooser, str), values.pop(section.chooser, default), where, typed=False))
+    choice = str(read(Option(section.chooser, str, default), values.pop(section.chooser, default), where, typed=False))
     with labelled(where):
         options = section.options(choice, methods)
     values = _read_table(values, options, f"{source}: {name}.")
     with labelled(f"{source}: [{name}]"):
-        return _made(name, choice, values, options)
+        return _made(name, choice, values, options, where=f"{{}} = ... to [{name}]")
 
 
 def _read_table(given: Mapping[str, object], options: Options, where: str) -> Values:
@@ -380,14 +404,14 @@ def _read_table(given: Mapping[str, object], options: Options, where: str) -> Va
     return {key: read(options[key], value, f"{where}{key}", typed=False) for key, value in given.items()}
 
 
-def _made(name: str, choice: str, values: Values, options: Options) -> Any:
-    """The section's value, if everything that must be given was."""
+def _made(name: str, choice: str, values: Values, options: Options, *, where: str) -> Any:
+    """The section's value, if everything that must be given was; `where` says how to give what was not."""
     for option in options.values():
         if option.default is MISSING and option.name not in values:
             raise ConfigError(
                 f"{choice} lacks {option.name!r}",
                 expected=f"{option.name}: {option.help}" if option.help else f"a value for {option.name}",
-                mend=f"add {option.name} = ... to [{name}], or the flag --{name}.{option.name}",
+                mend=f"add {where.format(option.name)}",
             )
     return _SECTIONS[name].make(choice, values)
 

@@ -19,8 +19,8 @@ from thinwire.units import Duration, Rate, Size
 _INTRODUCTION = """\
 # Configuration of a run
 
-Written by `python -m thinwire.config_docs`; change the dataclasses in `thinwire/config.py` and `thinwire/train/`, not this
-file.
+Written by `python -m thinwire.config_docs`; change the dataclasses in `thinwire/config.py` and `thinwire/train/`, not
+this file.
 
 A run is a TOML file:
 
@@ -126,6 +126,8 @@ def _kind_words(kind: Any) -> str:
 def _default_words(option: Option) -> str:
     if option.default is MISSING:
         return "must be given"
+    if option.default is None:
+        return "none"
     return f"`{tomli_w.dumps({'x': plain(option.default)}).removeprefix('x = ').strip()}`"
 
 

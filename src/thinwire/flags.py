@@ -6,13 +6,12 @@ option's.
 
 from __future__ import annotations
 
-import difflib
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from thinwire.errors import ConfigError
-from thinwire.options import Option, Options, read
+from thinwire.options import Option, Options, nearest, read
 
 
 @dataclass(frozen=True)
@@ -95,11 +94,11 @@ def _unknown_flag(flag: Flag, options: Mapping[str, Options], choosers: Iterable
     dotted = {f"{place}.{name}".lstrip("."): name for place in options for name in options[place]}
     names = {name: full for full, name in dotted.items()} | {full: full for full in dotted}
     names |= {name: name for name in choosers}
-    near = difflib.get_close_matches(flag.name, names, n=1)
+    near = nearest(flag.name, names)
     return ConfigError(
         f"{flag.typed}: no such option",
         expected="an option of the run, or of the task, optimizer, method and link it uses",
-        mend=f"did you mean --{names[near[0]]}?" if near else "docs/configuration.md lists the options",
+        mend=f"did you mean --{names[near]}?" if near else "docs/configuration.md lists the options",
     )
 
 

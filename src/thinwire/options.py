@@ -40,7 +40,7 @@ class Option:
 
     name: str
     kind: Any
-    default: object = MISSING
+    default: object
     help: str = ""
     at_least: float | None = None
     above: float | None = None
@@ -125,12 +125,19 @@ def plain(value: object) -> object:
 def unknown(wrong: str, name: str, known: Iterable[str], *, what: str) -> ConfigError:
     """The error for a name nobody knows, with the nearest one that somebody does."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1)
+    near = nearest(name, names)
     return ConfigError(
         wrong,
         expected=f"{what}: {', '.join(names) or 'there are none'}",
-        mend=f"did you mean {near[0]!r}?" if near else "take one of these",
+        mend=f"did you mean {near!r}?" if near else "take one of these",
     )
+
+
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """The name that was probably meant: one that differs by case only, else the most similar; None if none is near."""
+    folded = {each.casefold(): each for each in names}
+    near = difflib.get_close_matches(name.casefold(), folded, n=1)
+    return folded[near[0]] if near else None
 
 
 @contextmanager
@@ -200,20 +207,17 @@ def _read_union(kinds: Sequence[Any], given: object, typed: bool) -> object:
     """The first of the kinds that can read it; a plain word last, because it can read everything typed."""
     if type(None) in kinds and given == "none":
         return None
-    candidates = sorted((kind for kind in kinds if _readable(kind)), key=lambda kind: kind is str)
+    codecs = [kind for kind in kinds if _is_codec(kind)]  # with and without feedback: one grammar reads both
+    candidates = sorted((kind for kind in kinds if _readable(kind) and kind not in codecs[1:]), key=lambda k: k is str)
     errors = []
     for kind in candidates:
         try:
             return _read(kind, given, typed)
         except ConfigError as error:
             errors.append(error)
-    if len(errors) == 1:
-        raise errors[0]
-    raise ConfigError(
-        f"{given!r} is none of what this can be",
-        expected="; or ".join(error.expected for error in errors) or "a value composed in Python",
-        mend=errors[-1].mend if errors else "set it from Python",
-    )
+    if not errors:
+        return _read(kinds[0], given, typed)  # refuses it
+    raise ConfigError(errors[0].wrong, expected="; or ".join(error.expected for error in errors), mend=errors[0].mend)
 
 
 def _read_literal(choices: Sequence[object], given: object) -> object:

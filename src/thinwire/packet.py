@@ -109,7 +109,7 @@ class Packet:
         codec = self.codec.encode()
         head = self.header
         buffer = torch.zeros(total, dtype=torch.uint8)
-        view = memoryview(buffer.numpy())
+        view = buffer.numpy().data
         view[: _HEADER.size] = _HEADER.pack(
             MAGIC, WIRE_VERSION, head.kind, head.flags, total, head.sender, head.fragment, head.round,
             head.context, head.weight, self.n, len(codec), len(layout), len(table),
@@ -119,8 +119,7 @@ class Packet:
         at = _aligned(at + len(codec) + len(table))
         for value in self.fields.values():
             size = value.numel() * value.element_size()
-            # A reinterpreting copy: .contiguous() first, since view(uint8) wants unit stride.
-            buffer[at : at + size].copy_(value.detach().contiguous().view(torch.uint8))
+            buffer[at : at + size].view(value.dtype).copy_(value.detach())
             at = _aligned(at + size)
         view[at:] = _CHECKSUM.pack(zlib.crc32(view[:at]))
         return buffer
@@ -142,15 +141,17 @@ def read(buffer: Tensor) -> Packet:
     """Parse bytes that arrived.
 
     buffer   uint8 [at least the packet's own length], on the CPU; what follows the packet is ignored
-    returns  the packet; its fields are views of `buffer`
+    returns  the packet; its fields are views of `buffer` (of a copy, if it does not start at a multiple of 8)
     raises   PacketError with the offset and the reason, for anything that is not an intact packet
     """
-    view = memoryview(buffer.numpy())
+    if buffer.storage_offset() % _ALIGN:
+        buffer = buffer.clone()  # part of a larger buffer: fields of wide types are views only where they are aligned
+    view = buffer.numpy().data
     if len(view) < _HEADER.size:
         raise PacketError(f"only {len(view)} bytes arrived, a header has {_HEADER.size}", offset=len(view))
-    (magic, version, kind, flags, total, sender, fragment, round_, context, weight, n, codec_size, count, table_size) = (
-        _HEADER.unpack_from(view)
-    )
+    (
+        magic, version, kind, flags, total, sender, fragment, round_, context, weight, n, codec_size, count, table_size
+    ) = _HEADER.unpack_from(view)  # fmt: skip
     if magic != MAGIC:
         raise PacketError(f"the first bytes are {magic!r}, not {MAGIC!r}: this is no thinwire packet", offset=0)
     if version != WIRE_VERSION:
@@ -252,5 +253,5 @@ def length(buffer: Tensor) -> int:
     """Bytes of the packet at the beginning of a buffer, for the ledger; the whole buffer if it holds no packet."""
     if buffer.numel() < _HEADER.size:
         return buffer.numel()
-    (total,) = struct.unpack_from("<Q", memoryview(buffer.numpy()), 8)
+    (total,) = struct.unpack_from("<Q", buffer.numpy().data, 8)
     return total if bytes(buffer[:4].numpy()) == MAGIC and total <= buffer.numel() else buffer.numel()

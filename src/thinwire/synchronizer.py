@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from thinwire import rounds
 from thinwire.collectives import Combined, gather_packets
-from thinwire.errors import ConfigError, DivergedError, LinkError
+from thinwire.errors import ConfigError, DivergedError, LinkError, PeerLost
 from thinwire.fragments import Buffers, Fragments, digest
 from thinwire.handshake import agree
 from thinwire.links.base import Handle, Link
@@ -46,23 +46,26 @@ _COMPARE_ELEMENTS = 1 << 22  # anchors above this size are compared less often, 
 
 @dataclass(frozen=True)
 class Timing:
-    """Where a member's time went, in seconds of its link's clock.
+    """Where a member's time went beside its compute, in seconds of its link's clock.
 
-    wait_s      stood still for a round's result: communication that was not hidden
-    encode_s    encoded, decoded and merged, wherever that ran
-    apply_s     took outer steps and copied parameters
-    exchange_s  rounds under way, from begin to result, summed
+    wait_s    stood still for a round's result: communication that was not hidden
+    encode_s  stood still while its own encoding, decoding and merging ran
+    apply_s   gathered and wrote parameters, took outer steps
+    hidden_s  rounds that ran beside the compute; part of no other figure
     """
 
     wait_s: float = 0.0
     encode_s: float = 0.0
     apply_s: float = 0.0
-    exchange_s: float = 0.0
+    hidden_s: float = 0.0
 
-    @property
-    def hidden_s(self) -> float:
-        """Seconds of communication that ran beside the compute."""
-        return max(0.0, self.exchange_s - self.encode_s - self.wait_s)
+    def __add__(self, other: Timing) -> Timing:
+        return Timing(
+            self.wait_s + other.wait_s,
+            self.encode_s + other.encode_s,
+            self.apply_s + other.apply_s,
+            self.hidden_s + other.hidden_s,
+        )
 
 
 def synchronize(
@@ -187,6 +190,11 @@ class Synchronizer:
         self.combine_gradients()
         return torch.nn.utils.clip_grad_norm_(self._model.parameters(), max_norm)
 
+    @property
+    def has_consensus(self) -> bool:
+        """Whether all members hold one model after every round; without, each has its own (gossip)."""
+        return self._method.topology.consensus
+
     def consensus(self) -> list[Tensor]:
         """The model as all members have it, one float32 vector a fragment.
 
@@ -222,11 +230,20 @@ class Synchronizer:
 
     # --- state ---------------------------------------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, *, rescue: bool = False) -> dict[str, Any]:
         """Everything the method remembers; waits for rounds under way to arrive, without applying them.
 
         Save it beside the model's and the optimizer's: the three together resume to the bit.
+
+        rescue  after a PeerLost: leave out rounds that will not arrive. What they carried is still in the parameters.
         """
+        under_way = []
+        for entry in sorted(self._under_way, key=_order):
+            try:
+                under_way.append(pack_under_way(*entry))
+            except PeerLost:
+                if not rescue:
+                    raise
         return {
             "answers": dict(self._plan.answers()),
             "step": self.step,
@@ -236,7 +253,7 @@ class Synchronizer:
             "committed": self.committed,
             "skipped": self.skipped,
             "fragments": [pack_state(state) for state in self._states],
-            "under_way": [pack_under_way(*entry) for entry in sorted(self._under_way, key=_order)],
+            "under_way": under_way,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -347,7 +364,7 @@ class Synchronizer:
         )  # fmt: skip
         rows = self._begin_buffers(under_way) if fragment == 0 and self._buffers else None
         self._under_way.append((under_way, rows))
-        self._spend(apply_s=self._link.now() - started)
+        self.timing += Timing(apply_s=self._link.now() - started)
 
     def _weight(self, fragment: int, step: int) -> float:
         last_step, last_samples = self._counted[fragment]
@@ -382,11 +399,13 @@ class Synchronizer:
             if buffers is not None:
                 self._buffers.scatter(*_average_buffers(buffers, outcome.ranks))
             self._on_committed(outcome, state)
-        self._spend(
-            wait_s=arrived - before,
-            encode_s=combined.encode_s,
+        waited = arrived - before
+        encoded = min(waited, combined.encode_s)
+        self.timing += Timing(
+            wait_s=waited - encoded,
+            encode_s=encoded,
             apply_s=self._link.now() - arrived,
-            exchange_s=combined.job_s,
+            hidden_s=max(0.0, combined.job_s - waited),
         )
         if self._observer is not None:
             self._observer(outcome)
@@ -434,12 +453,6 @@ class Synchronizer:
                 mend="look for a faulty network card or memory on the member named; resume from the last checkpoint",
             )
         _log.warning("%s was skipped (%s); its local steps go with the next round", where, outcome.reason)
-
-    def _spend(self, *, wait_s: float = 0.0, encode_s: float = 0.0, apply_s: float = 0.0, exchange_s: float = 0.0) -> None:
-        now = self.timing
-        self.timing = Timing(
-            now.wait_s + wait_s, now.encode_s + encode_s, now.apply_s + apply_s, now.exchange_s + exchange_s
-        )
 
     # --- buffers -------------------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from typing import Self
 
 from thinwire.errors import ConfigError
 
-_NUMBER = re.compile(r"([0-9]{1,30}(?:\.[0-9]{0,30})?|\.[0-9]{1,30})(?:[eE]([+-]?[0-9]{1,3}))?\s*([^\s0-9.].*)")
+_NUMBER = re.compile(r"([0-9]{1,28}(?:\.[0-9]{0,28})?|\.[0-9]{1,28})(?:[eE]([+-]?[0-9]{1,3}))?\s*([^\s0-9.].*)")
 
 _SECONDS = {"us": "1e-6", "ms": "1e-3", "s": "1", "min": "60", "h": "3600", "d": "86400"}
 _BYTES = {
@@ -116,12 +116,13 @@ def _parse(text: str, units: Mapping[str, str], *, what: str, example: str, type
 
 
 def _write(value: float, units: Mapping[str, str]) -> str:
-    """In the largest unit that gives a number of at least 1 and is read back exactly; else in the base unit."""
+    """In the largest unit that gives a short number of at least 1 and is read back exactly; else in the base unit."""
     exact = Decimal(repr(value))
     for unit in sorted(units, key=lambda name: -Decimal(units[name])):
         factor = Decimal(units[unit])
         amount = exact / factor
-        if amount >= 1 and amount * factor == exact and len(amount.normalize().as_tuple().digits) <= 6:
+        short = 1 <= amount < 1_000_000 and len(amount.normalize().as_tuple().digits) <= 6
+        if short and amount * factor == exact:
             return f"{amount.normalize():f}{unit}"
     base = next(name for name in units if units[name] == "1")
     return f"{value!r}{base}"

@@ -13,6 +13,7 @@ import socket
 import statistics
 import sys
 import time
+from collections.abc import Callable
 
 
 def accepted(address: str, port: int) -> socket.socket:
@@ -22,12 +23,12 @@ def accepted(address: str, port: int) -> socket.socket:
 
 
 def connected(address: str, port: int) -> socket.socket:
-    """The other side may still be starting."""
+    """The other side may still be starting, or its cable have been put in a moment ago."""
     limit = time.monotonic() + 20
     while True:
         try:
             return socket.create_connection((address, port), timeout=20)
-        except ConnectionRefusedError:
+        except OSError:
             if time.monotonic() > limit:
                 raise
             time.sleep(0.02)
@@ -40,7 +41,11 @@ def sink(connection: socket.socket) -> dict[str, float]:
     started, got = time.monotonic(), 0
     while size := connection.recv_into(buffer):
         got += size
-    return {"bytes": first + got, "elapsed_s": time.monotonic() - started, "rate": 8 * got / (time.monotonic() - started)}
+    return {
+        "bytes": first + got,
+        "elapsed_s": time.monotonic() - started,
+        "rate": 8 * got / (time.monotonic() - started),
+    }
 
 
 def send(connection: socket.socket, count: int) -> dict[str, float]:
@@ -68,10 +73,9 @@ def ping(connection: socket.socket, count: int) -> dict[str, float]:
     return {"median_s": statistics.median(times), "least_s": min(times), "most_s": max(times)}
 
 
+ROLES: dict[str, Callable[..., dict[str, float]]] = {"sink": sink, "send": send, "echo": echo, "ping": ping}
+
 if __name__ == "__main__":
     role, address, port, *numbers = sys.argv[1:]
-    open_ = accepted if role in ("sink", "echo") else connected
-    told = {"sink": sink, "send": send, "echo": echo, "ping": ping}[role](
-        open_(address, int(port)), *(int(float(number)) for number in numbers)
-    )
-    print(json.dumps(told))
+    connection = (accepted if role in ("sink", "echo") else connected)(address, int(port))
+    print(json.dumps(ROLES[role](connection, *map(int, numbers))))

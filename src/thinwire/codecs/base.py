@@ -42,7 +42,9 @@ class Traits:
 class Codec(ABC):
     """How a vector is written. Subclasses are final and frozen dataclasses."""
 
-    #: Name of the float32 field that a later codec in a chain may encode in its turn; None if there is none.
+    #: Name of the float32 field that a later codec in a chain may encode in its turn; None if there is none. The field
+    #: holds elements of x as they are, and `decode` puts them back and zeros elsewhere: that is why a chain's bounds
+    #: multiply (chain.py).
     values: str | None = None
 
     @property

@@ -139,10 +139,12 @@ def _codes(x: Tensor, ratio: Tensor, v: Tensor | None) -> Tensor:
     probability mantissa / 2^23: the power of two above instead of the one below. Nearest is u = 1/2. Below 2^-6, the
     smallest power there is, the choice is between it and zero. Comparisons would do, but are slow on processors.
     """
-    some = (ratio * 64).add_(0.5 if v is None else unit(v)).clamp_(max=1).to(torch.int8)  # 0: C(x) = 0, else 1
+    # From 1 on the element is not zero. Nearest: a * 128, exact, and not a * 64 + 1/2, which rounds up just below 1.
+    level = ratio * 128 if v is None else (ratio * 64).add_(unit(v))
+    some = level.clamp_(max=1).to(torch.int8)
     carry = 1 << 22 if v is None else (v.int() + (1 << 15)).mul_(128).add_(64)
     code = ratio.view(torch.int32).add_(carry).bitwise_right_shift_(23).sub_(120).clamp_(1, 7).to(torch.int8)
-    sign = (x.contiguous().view(torch.int32) >> 28).to(torch.int8).bitwise_and_(8)
+    sign = (x.view(torch.int32) >> 28).to(torch.int8).bitwise_and_(8)
     return code.add_(sign).mul_(some).view(torch.uint8)
 
 

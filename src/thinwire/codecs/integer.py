@@ -109,9 +109,10 @@ class Integer(Codec):
         return fields
 
     def _scales(self, largest: Tensor) -> Tensor:
-        # The clamp keeps L * scale finite where the division rounded up; the largest code is the same.
-        scale = largest.clamp(max=0.999 * HUGE) / self._largest_code
-        return scale.masked_fill_(largest < TINY, 0.0)
+        # The clamp keeps L * scale finite where the division rounds up; the largest code is the same.
+        # By a tensor, not by a number: GPUs multiply by a number's reciprocal instead, which is a bit off now and then.
+        divisor = torch.full_like(largest, self._largest_code)
+        return largest.clamp(max=(1 - 2.0**-22) * HUGE).div_(divisor).masked_fill_(largest < TINY, 0.0)
 
     def _round(self, quotient: Tensor, v: Tensor | None) -> None:
         """In place; v is this piece's dither, None for nearest."""

@@ -97,7 +97,9 @@ def _squeeze(field: Tensor, compressor: zstandard.ZstdCompressor) -> Tensor:
     """A field of any dtype as one frame, uint8 [varies], on the field's device."""
     if not field.numel():
         return torch.empty(0, dtype=torch.uint8, device=field.device)
-    raw = field.detach().contiguous().view(torch.uint8).view(-1, field.element_size())
+    # A tensor of one element counts as contiguous whatever its stride, but view(uint8) looks at the stride.
+    flat = field.detach().contiguous().as_strided(field.shape, (1,))
+    raw = flat.view(torch.uint8).view(-1, field.element_size())
     frame = compressor.compress(raw.t().contiguous().cpu().numpy().data)
     return torch.from_numpy(np.frombuffer(frame, dtype=np.uint8).copy()).to(field.device)
 

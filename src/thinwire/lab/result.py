@@ -58,8 +58,7 @@ class LabResult:
 def table(result: LabResult) -> Table:
     """Interface counters beside the program's ledger, a row a host."""
     shown = Table(title=f"{result.spec.hosts} hosts, {result.elapsed_s:.1f} s, counted at their interfaces")
-    shown.add_column("host")
-    for name in ("exit", "sent bytes", "/ ledger", "received bytes", "/ ledger", "frames", "dropped"):
+    for name in ("host", "exit", "sent bytes", "/ ledger", "received bytes", "/ ledger", "dropped"):
         shown.add_column(name, justify="right", no_wrap=True)
     for host in result.hosts:
         counted = host.counters
@@ -70,7 +69,6 @@ def table(result: LabResult) -> Table:
             _shown(host.sent_ratio),
             f"{counted.received_bytes:,}",
             _shown(host.received_ratio),
-            f"{counted.sent_frames + counted.received_frames:,}",
             f"{counted.dropped_frames:,}",
         )
     complaints = [host.ledger_complaint for host in result.hosts if host.ledger_complaint]

@@ -23,6 +23,7 @@ from thinwire.lab.network import Counters, Lab
 from thinwire.lab.result import HostResult, LabResult
 from thinwire.lab.spec import LabSpec
 from thinwire.lab.sweep import leftovers, sweep
+from thinwire.lab.tools import require
 
 PORT = 29500  # every lab has its own addresses, so that one port serves all
 _END_LIMIT_S = 5.0
@@ -72,7 +73,9 @@ def clean() -> list[str]:
     """Remove what is left of labs whose process is gone (after SIGKILL of lab and watchdog both).
 
     returns  their names; living labs are not touched
+    raises   ConfigError if this machine cannot run a lab, or not as this user
     """
+    require()
     dead = leftovers()
     for lab in dead:
         sweep(lab)
@@ -164,7 +167,7 @@ def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
         for process in processes:
             if process.poll() is None:
                 with suppress(ProcessLookupError):
-                    process.send_signal(number)
+                    os.killpg(process.pid, number)
         limit_s = time.monotonic() + _END_LIMIT_S
         for process in processes:
             with suppress(subprocess.TimeoutExpired):

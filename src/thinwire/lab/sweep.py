@@ -8,7 +8,6 @@ cleaning after an orderly end as well as after SIGKILL, so that one path does bo
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -20,6 +19,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 REGISTRY = Path("/run/thinwire-lab")
 NAMESPACES = Path("/var/run/netns")  # where `ip netns` keeps them
@@ -44,7 +44,7 @@ def claim(subnet: int | None) -> Iterator[tuple[str, int]]:
             raise LookupError("256 labs at once")
         name, number = f"tw{secrets.token_hex(3)}", secrets.choice(free)
         file = _file(name).open("w")
-        fcntl.flock(file, fcntl.LOCK_EX)
+        _lock(file)
         json.dump({"pid": os.getpid(), "subnet": number}, file)
         file.flush()
     with file:
@@ -55,7 +55,7 @@ def is_living(lab: str) -> bool:
     """Whether the process that made the lab still runs."""
     try:
         with _file(lab).open() as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file, wait=False)
             return False
     except BlockingIOError:
         return True
@@ -151,8 +151,15 @@ def _subnet(lab: str) -> int:
 def _registry_locked() -> Iterator[None]:
     REGISTRY.mkdir(mode=0o755, parents=True, exist_ok=True)
     with (REGISTRY / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        _lock(file)
         yield
+
+
+def _lock(file: IO[str], *, wait: bool = True) -> None:
+    """raises  BlockingIOError if somebody else holds it and we are not to wait"""
+    import fcntl  # not on every system, and this file is imported on all
+
+    fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ class Switch:
             self._send_due()
 
     def _take_in(self, port: socket.socket) -> None:
-        with suppress(BlockingIOError):
+        with suppress(OSError):  # EAGAIN: no more; ENETDOWN: the cable was pulled
             for _ in range(_TURN_FRAMES):
                 frame, notes, _flags, _address = port.recvmsg(_LARGEST_FRAME + _VNET_BYTES, 64)
                 self.homes[frame[_VNET_BYTES + 6 : _VNET_BYTES + 12]] = port
@@ -67,7 +67,7 @@ class Switch:
             home = self.homes.get(frame[_VNET_BYTES : _VNET_BYTES + 6])
             for port in [home] if home else self.ports:
                 if port is not origin:
-                    with suppress(OSError):  # ENOBUFS: the queue is full; ENETDOWN: the cable was pulled
+                    with suppress(OSError):  # ENOBUFS: the queue is full; ENETDOWN as above
                         port.send(frame)
 
 

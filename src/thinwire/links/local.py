@@ -302,14 +302,19 @@ class _AloneChannel:
 
 
 class _AloneJob(Generic[T]):
-    def __init__(self, value: T) -> None:
-        self._value = value
+    """Runs when it is waited for: nobody else needs it sooner."""
+
+    def __init__(self, job: Callable[[], T]) -> None:
+        self._job = job
+        self._results: list[T] = []
 
     def done(self) -> bool:
         return True
 
     def wait(self) -> T:
-        return self._value
+        if not self._results:
+            self._results.append(self._job())
+        return self._results[0]
 
 
 class _Alone:
@@ -325,7 +330,7 @@ class _Alone:
         return _AloneChannel()
 
     def spawn(self, job: Callable[[], T], name: str) -> _AloneJob[T]:
-        return _AloneJob(job())
+        return _AloneJob(job)
 
     def now(self) -> float:
         return time.perf_counter()

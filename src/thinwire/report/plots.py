@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from thinwire.report import svg
-from thinwire.report.compare import common_loss
+from thinwire.report.compare import common_loss, final_loss
 from thinwire.report.markup import Html
 from thinwire.report.record import Member, Point, RunRecord
-from thinwire.report.words import number_text, one_line, seconds_text
+from thinwire.report.words import one_line, seconds_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +24,7 @@ _MARKS = "os^Dv*"
 _GLYPHS = ("●■▲◆▼★", "○□△◇▽☆")  # the same marks as letters; hollow ones for the second half
 _MOST_POINTS = 500  # of one curve: more would not be seen, and would be most of the page's bytes
 _MOST_BARS = 16
-_LOG_FROM = 20  # runs whose bytes differ by this factor cannot share a linear axis
+_LOG_FROM = 20  # runs whose bytes or durations differ by this factor cannot share a linear axis
 
 
 @dataclass(frozen=True)
@@ -37,38 +37,42 @@ class Curve:
     faint: bool = False
 
 
+def _as_drawn(curves: Sequence[Curve]) -> tuple[float | None, float | None]:
+    return None, None
+
+
+@dataclass(frozen=True)
+class Upward:
+    """The vertical axis: its words, a level to draw across, and the limits to show of some curves (None: all)."""
+
+    label: str
+    level: float | None = None
+    limits: Callable[[Sequence[Curve]], tuple[float | None, float | None]] = _as_drawn
+
+
 def glyph(index: int) -> str:
     """The mark of curve `index`, for a legend in words."""
     return _GLYPHS[index // svg.CURVES % 2][index % svg.CURVES]
 
 
 def loss_against_time(records: Sequence[RunRecord]) -> Html | None:
-    """Losses over seconds on the runs' clock; None if there is no finite loss."""
-    curves = _loss_curves(records, lambda point: point.seconds)
-    scale, unit = _time_unit(max((curve.x[-1] for curve in curves), default=0.0))
-    curves = _scaled(curves, scale)
-    return _plot("loss-time", curves, xlabel=f"time ({unit})", ylabel=_loss_label(records), level=_level(records))
+    """Losses over seconds on the runs' clock, logarithmic where they differ widely; None if no loss is finite."""
+    return _against_time("loss-time", _loss_curves(records, lambda point: point.seconds), _losses(records))
 
 
 def loss_against_bytes(records: Sequence[RunRecord]) -> Html | None:
     """Losses over what a member sent; a logarithmic axis where the runs differ widely. None if nothing was sent."""
     curves = [curve for curve in _loss_curves(records, lambda point: point.sent_bytes) if curve.x[-1] > 0]
-    if not curves:
-        return None
-    ends = [curve.x[-1] for curve in curves]
-    log = max(ends) / min(ends) > _LOG_FROM
-    scale, unit = (1e6, "MB") if log else _bytes_unit(max(ends))
-    label = f"sent by a member ({unit})"
-    curves = _scaled(curves, scale)
-    return _plot("loss-bytes", curves, xlabel=label, ylabel=_loss_label(records), log=log, level=_level(records))
+    log = _wide(curves)
+    scale, unit = (1e6, "MB") if log else _bytes_unit(max((curve.x[-1] for curve in curves), default=0.0))
+    return _plot("loss-bytes", _scaled(curves, scale), f"sent by a member ({unit})", _losses(records), log=log)
 
 
 def accuracy_against_time(records: Sequence[RunRecord]) -> Html | None:
     """Accuracies over seconds on the runs' clock; None if there are none."""
     curves = _curves(records, lambda point: point.seconds, lambda point: point.accuracy)
-    scale, unit = _time_unit(max((curve.x[-1] for curve in curves), default=0.0))
-    percent = [Curve(c.index, c.x, tuple(100 * y for y in c.y)) for c in _scaled(curves, scale)]
-    return _plot("accuracy-time", percent, xlabel=f"time ({unit})", ylabel="accuracy (%)")
+    percent = [Curve(curve.index, curve.x, tuple(100 * y for y in curve.y)) for curve in curves]
+    return _against_time("accuracy-time", percent, Upward("accuracy (%)"))
 
 
 def time_bars(records: Sequence[RunRecord]) -> Html | None:
@@ -77,8 +81,9 @@ def time_bars(records: Sequence[RunRecord]) -> Html | None:
     Communication hidden behind the compute is a thin bar underneath, for it cost no time. None if no time was recorded.
     """
     bars = _bars(records)
-    longest = max((max(sum(parts), hidden) for _, parts, hidden in bars), default=0.0)
-    if not (0 < longest < math.inf):
+    lengths = [length for _, parts, hidden in bars for length in (sum(parts), hidden) if math.isfinite(length)]
+    longest = max(lengths, default=0.0)
+    if longest <= 0:
         return None
     scale, unit = _time_unit(longest)
     names = {f"(bar {i})": f"{one_line(name, limit=40)}: {seconds_text(sum(p))}" for i, (name, p, _) in enumerate(bars)}
@@ -142,18 +147,22 @@ def _curves(
     return curves
 
 
+def _wide(curves: Sequence[Curve]) -> bool:
+    """Whether the runs' extents differ so much that only a logarithmic axis shows them all."""
+    ends = [curve.x[-1] for curve in curves if curve.x[-1] > 0]
+    return bool(ends) and max(ends) / min(ends) > _LOG_FROM
+
+
 def _scaled(curves: Sequence[Curve], scale: float) -> list[Curve]:
     return [Curve(c.index, tuple(x / scale for x in c.x), c.y, c.faint) for c in curves]
 
 
-def _loss_label(records: Sequence[RunRecord]) -> str:
-    validated = [any(point.valid_loss is not None for point in record.curve) for record in records]
-    return "validation loss" if all(validated) and len(records) > 1 else "loss"
-
-
-def _level(records: Sequence[RunRecord]) -> float | None:
-    """In a comparison, the loss that every run reached."""
-    return common_loss(records) if len(records) > 1 else None
+def _losses(records: Sequence[RunRecord]) -> Upward:
+    """The axis of losses; in a comparison with the loss that every run reached drawn across."""
+    if len(records) == 1:
+        return Upward("loss", limits=_without_peaks)
+    validated = all(point is not None for point in map(final_loss, records))
+    return Upward("validation loss" if validated else "loss", level=common_loss(records), limits=_without_peaks)
 
 
 def _time_unit(seconds: float) -> tuple[float, str]:
@@ -164,34 +173,43 @@ def _bytes_unit(count: float) -> tuple[float, str]:
     return (1e3, "kB") if count < 1e5 else (1e6, "MB") if count < 1e10 else (1e9, "GB")
 
 
-def _plot(
-    name: str, curves: Sequence[Curve], *, xlabel: str, ylabel: str, log: bool = False, level: float | None = None
-) -> Html | None:
-    """Curves in one pair of axes; None without curves."""
-    if not curves:
+def _against_time(name: str, curves: Sequence[Curve], upward: Upward) -> Html | None:
+    log = _wide(curves)
+    scale, unit = (1.0, "s") if log else _time_unit(max((curve.x[-1] for curve in curves), default=0.0))
+    return _plot(name, _scaled(curves, scale), f"time ({unit})", upward, log=log)
+
+
+def _plot(name: str, curves: Sequence[Curve], across: str, upward: Upward, *, log: bool) -> Html | None:
+    """Curves in one pair of axes; None without curves. A logarithmic axis leaves out what lies at 0."""
+    shown = _positive(curves) if log else list(curves)
+    if not shown:
         return None
 
     def draw(figure: Figure) -> None:
-        from matplotlib.ticker import FuncFormatter
-
         axes = figure.add_subplot()
-        for curve in curves:
+        for curve in shown:
             _draw_curve(axes, curve)
-        if level is not None:
-            axes.axhline(level, color=svg.SOFT, linewidth=1, linestyle=(0, (2, 3)))
-            axes.annotate(
-                f"all reached {number_text(level)}", (1, level), xycoords=("axes fraction", "data"),
-                xytext=(0, 3), textcoords="offset points", ha="right", fontsize=11, color=svg.SOFT,
-            )  # fmt: skip
+        if upward.level is not None:
+            axes.axhline(upward.level, color=svg.SOFT, linewidth=1.5, linestyle=(0, (2, 3)))
         if log:
             axes.set_xscale("log")
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.10g}"))
             axes.minorticks_off()
-        _limit(axes, curves)
-        axes.set_xlabel(xlabel)
-        axes.set_ylabel(ylabel)
+        axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.10g}")
+        axes.set_ylim(*upward.limits(shown))
+        axes.set_xlabel(across)
+        axes.set_ylabel(upward.label)
 
-    return svg.drawn(name, 300, draw, label=f"{ylabel} against {xlabel}")
+    return svg.drawn(name, 270, draw, label=f"{upward.label} against {across}")
+
+
+def _positive(curves: Sequence[Curve]) -> list[Curve]:
+    """The curves without their points at x = 0; those that have no others are gone."""
+    kept = []
+    for curve in curves:
+        pairs = [(x, y) for x, y in zip(curve.x, curve.y, strict=True) if x > 0]
+        if any(math.isfinite(y) for _, y in pairs):
+            kept.append(Curve(curve.index, tuple(x for x, _ in pairs), tuple(y for _, y in pairs), curve.faint))
+    return kept
 
 
 def _draw_curve(axes: Axes, curve: Curve) -> None:
@@ -206,9 +224,11 @@ def _draw_curve(axes: Axes, curve: Curve) -> None:
     )  # fmt: skip
 
 
-def _limit(axes: Axes, curves: Sequence[Curve]) -> None:
-    """Cut off what rises far above the losses that the runs began with, or a diverged run would flatten all others."""
+def _without_peaks(curves: Sequence[Curve]) -> tuple[float | None, float | None]:
+    """Limits without what rises far above the losses that the runs began with: one diverged run would flatten all."""
     finite = [[y for y in curve.y if math.isfinite(y)] for curve in curves]
     top, begin, low = max(map(max, finite)), max(ys[0] for ys in finite), min(map(min, finite))
-    if top > begin + 2 * (begin - low) and begin > low:
-        axes.set_ylim(low - 0.05 * (begin - low), begin + 0.25 * (begin - low))
+    drop = begin - low
+    if drop <= 0 or top <= begin + 2 * drop:
+        return _as_drawn(curves)
+    return low - 0.05 * drop, begin + 0.25 * drop

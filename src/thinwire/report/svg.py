@@ -18,7 +18,7 @@ from thinwire.report.markup import Html
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-WIDTH = 460  # units of the view box; letters of 12 units stay readable where it is shown 350 pixels wide
+WIDTH = 420  # units of the view box; letters of 12 units stay readable where it is shown 350 pixels wide
 CURVES = 6  # colours that tell curves apart
 PARTS = 5  # colours of stacked bars
 

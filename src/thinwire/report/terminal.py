@@ -24,21 +24,19 @@ def comparison_table(records: Sequence[RunRecord]) -> Table:
     """A row for each run; ratios are against the first."""
     target = common_loss(records)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("run", overflow="fold")
-    to_target = "time to loss" if target is None else f"time to {number_text(target)}"
-    for name in ("final loss", "best loss", "steps", "sent/member", "time", to_target, "speed-up", "bytes"):
-        table.add_column(name, justify="right")
+    table.add_column("\nrun", overflow="fold")
+    to_target = "time to\nloss" if target is None else f"time to\n{number_text(target)}"
+    for name in ("final\nloss", "sent by\na member", "against\nthe first", "\ntime", to_target, "speed-\nup"):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in comparison_rows(records):
         table.add_row(
             Text(row.label),  # Text, not str: a label's brackets are no markup
             number_text(row.final_loss),
-            number_text(row.best_loss),
-            count_text(row.steps),
             bytes_text(row.sent_bytes),
+            share_of_first_text(row.bytes_ratio),
             seconds_text(row.seconds),
             maybe_seconds_text(row.seconds_to_common),
             times_text(row.speedup),
-            share_of_first_text(row.bytes_ratio),
         )
     return table
 

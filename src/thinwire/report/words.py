@@ -42,7 +42,7 @@ def number_text(value: float | None) -> str:
     """Four significant digits; what is missing and what is not finite say so."""
     if value is None:
         return ABSENT
-    return f"{value:.4g}" if math.isfinite(value) else NOT_FINITE
+    return f"{value:#.4g}".rstrip(".") if math.isfinite(value) else NOT_FINITE
 
 
 def count_text(count: int) -> str:
@@ -74,7 +74,7 @@ def share_of_first_text(ratio: float | None) -> str:
 
 def percent_text(share: float) -> str:
     """A share in [0, 1] as a percentage."""
-    return f"{_short(100 * share)} %"
+    return "< 0.01 %" if 0 < share < 1e-4 else f"{_short(100 * share)} %"
 
 
 def one_line(words: str, *, limit: int = 60) -> str:

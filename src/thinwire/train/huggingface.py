@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -164,13 +165,28 @@ def _load(path: str, kind: str, **options: object) -> Any:
     """`transformers.KIND.from_pretrained(path)`."""
     transformers = import_extra("transformers", extra="hf", purpose="the task 'huggingface'")
     try:
-        return getattr(transformers, kind).from_pretrained(path, **options)
+        with _quiet(transformers):
+            return getattr(transformers, kind).from_pretrained(path, **options)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"path = {path!r}: {kind} cannot load it: {(str(error).splitlines() or ['?'])[0]}",
             expected="a folder written by save_pretrained (model and tokenizer), or a name on the Hugging Face hub",
             mend="check the path; without a network, save model and tokenizer into one folder first",
         ) from error
+
+
+@contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """Without the library's progress bars: every member loads, and their bars would run over one another."""
+    logging = transformers.utils.logging
+    if not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
 
 
 def _adapted(model: Any, options: HuggingFaceOptions, task_type: str) -> nn.Module:
@@ -205,7 +221,8 @@ def _check_context(options: HuggingFaceOptions, config: Any) -> None:
 
 def _corpus(options: HuggingFaceOptions, tokenizer: Any, config: Any) -> Corpus:
     rows = tokenizer(documents(options.data), add_special_tokens=False, verbose=False)["input_ids"]
-    tokens = torch.cat([torch.tensor(row, dtype=torch.int32) for row in rows])  # [n]
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]  # after each document, as in pretraining
+    tokens = torch.cat([torch.tensor(row + end, dtype=torch.int32) for row in rows])  # [n]
     if len(tokens) and int(tokens.max()) >= config.vocab_size:
         raise ConfigError(
             f"{options.path!r}: its tokenizer writes token {int(tokens.max())}, its model knows {config.vocab_size}",

@@ -108,6 +108,7 @@ def _tokenised(texts: list[str], path: str) -> tuple[Tensor, int]:
             expected="'bytes', or a tokenizer.json of the tokenizers library",
             mend="check the path; a relative one starts from the current directory",
         ) from error
-    encoded = tokenizer.encode_batch(texts, add_special_tokens=False)
+    lines = [f"{text}\n" for text in texts[:-1]] + texts[-1:]  # joined as the bytes are
+    encoded = tokenizer.encode_batch(lines, add_special_tokens=False)
     ids = [torch.tensor(each.ids, dtype=torch.int32) for each in encoded]
     return torch.cat(ids), tokenizer.get_vocab_size()

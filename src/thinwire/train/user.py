@@ -22,7 +22,7 @@ class UserOptions:
     """A function that returns a task, and what to call it with.
 
     function  "module:function"; the module is looked for in the current directory too
-    options   keyword arguments; a parameter `seed` gets the run's seed unless it is given here
+    options   keyword arguments; a parameter `seed` gets the run's seed
     """
 
     function: str
@@ -36,7 +36,7 @@ class UserOptions:
         function = load(self.function)
         given = dict(self.options)
         if "seed" in inspect.signature(function).parameters:
-            given.setdefault("seed", seed)
+            given["seed"] = seed
         made = function(**given)
         lacking = [name for name in _METHODS if not callable(getattr(made, name, None))]
         if lacking:
@@ -75,5 +75,5 @@ def load(name: str) -> Callable[..., object]:
 
 
 def options_of(name: str) -> Options:
-    """What the function can be told: its named parameters."""
-    return of_function(load(name))
+    """What the function can be told: its named parameters, but for the seed, which is the run's."""
+    return of_function(load(name), skip=("seed",))

@@ -1,0 +1,64 @@
+"""`thinwire demo`: the main job on the embedded default, in a couple of minutes, offline."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from thinwire.cli import DONE, INTERRUPTED
+from thinwire.cli.compare import carry_out, conclude
+from thinwire.config import MethodOptions, Run, SimulatedLink
+from thinwire.train.optimizer import OptimizerOptions
+from thinwire.train.text import TextOptions
+from thinwire.units import Duration, Rate
+
+#: The three methods of the demonstration, by the label they have in the table.
+METHODS = {
+    "every step": MethodOptions("ddp"),
+    "diloco": MethodOptions("diloco", {"every": 20, "outer_lr": 0.7}),
+    "streaming": MethodOptions("streaming", {"every": 20, "fragments": 2, "overlap": 5, "outer_lr": 0.5, "keep": 0.0}),
+}
+
+
+@click.command()
+@click.option("--workers", default=4, show_default=True, help="Members of the group.")
+@click.option("--steps", default=300, show_default=True, help="Local steps of each member.")
+@click.option("--rate", default="20mbit", show_default=True, help="Of every member's simulated line, up and down.")
+@click.option("--delay", default="20ms", show_default=True, help="From one member to another, one way.")
+@click.option("--out", default="runs/demo", show_default=True, help="Folder for the report and the weights.")
+@click.option("--json", "as_json", is_flag=True, help="JSON lines on standard output.")
+def demo(workers: int, steps: int, rate: str, delay: str, out: str, as_json: bool) -> int:
+    """Train one small GPT on four members over a simulated slow link, with three methods, and compare them.
+
+    The text is Python's own language reference, which every Python carries: nothing is downloaded. The learning is
+    real; the clock and the link are simulated, so the figures do not depend on this machine's speed.
+    """
+    base = Run(
+        steps=steps,
+        eval_every=25,
+        checkpoint_every=0,
+        workers=workers,
+        threads=1,
+        device="cpu",
+        task=TextOptions(size="0.2M", context=64, batch_size=8),
+        optimizer=OptimizerOptions(lr=3e-3, warmup_steps=20),
+        link=SimulatedLink(Rate.parse(rate), Duration.parse(delay), Duration.parse("50ms")),
+    )
+    if not as_json:
+        Console().print(
+            f"{workers} members, one GPT of 0.2M parameters, {rate} up and down, {delay} apart (simulated clock):\n"
+            "every-step data parallel training, DiLoCo, and Streaming DiLoCo with four-bit packets.",
+            highlight=False,
+        )
+    runs = [
+        (label, replace(base, method=method, out=str(Path(out) / label.replace(" ", "-"))))
+        for label, method in METHODS.items()
+    ]
+    records = carry_out(runs, as_json)
+    if records is None:
+        return INTERRUPTED
+    conclude(records, Path(out) / "report.html", "One small GPT over a slow link", as_json)
+    return DONE

@@ -1,0 +1,126 @@
+"""Checkpoints: one safetensors file a member and step, written whole or not at all, and checked when read.
+
+    FOLDER/checkpoints/step-00000100/member-0.safetensors
+
+Tensors lie in the file as they are; everything else (numbers, lists, names) is JSON in its metadata, where a tensor is
+{"tensor": NAME}. Nothing is pickled. A step counts once all members have its file; older ones are removed then.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from thinwire.errors import ConfigError
+
+FORMAT = "thinwire-member-1"
+_KEEP = 2
+_STEP = re.compile(r"step-(\d+)")
+
+
+def save(folder: Path, step: int, rank: int, state: Mapping[str, Any]) -> Path:
+    """Write a member's state; an older checkpoint is removed only after the new one is safe.
+
+    state   nested dicts (string or integer keys) and lists of tensors, numbers, strings and None
+    raises  OSError as the file system says it; nothing is left behind then, and older checkpoints stand
+    """
+    path = _file(folder, step, rank)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors: dict[str, Tensor] = {}
+    tree = json.dumps(_pack(state, tensors), allow_nan=True)
+    metadata = {"format": FORMAT, "step": str(step), "state": tree, "digest": _digest(tensors, tree)}
+    partial = path.with_suffix(".partial")
+    try:
+        save_file(tensors, partial, metadata)
+        with partial.open("rb") as written:
+            os.fsync(written.fileno())
+        os.replace(partial, path)
+    except BaseException as error:
+        partial.unlink(missing_ok=True)
+        if isinstance(error, SafetensorError):  # how safetensors reports a full disk
+            raise OSError(str(error)) from error
+        raise
+    for old in sorted(steps(folder, rank))[:-_KEEP]:
+        _file(folder, old, rank).unlink(missing_ok=True)
+        if not any(_file(folder, old, rank).parent.iterdir()):
+            _file(folder, old, rank).parent.rmdir()
+    return path
+
+
+def load(folder: Path, step: int, rank: int) -> dict[str, Any]:
+    """Read it back, checked against its digest.
+
+    raises  ConfigError if it is missing, of another format or damaged
+    """
+    path = _file(folder, step, rank)
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (OSError, SafetensorError) as error:
+        raise _unreadable(path, str(error)) from error
+    if metadata.get("format") != FORMAT:
+        raise _unreadable(path, f"format {metadata.get('format')!r}")
+    if metadata.get("digest") != _digest(tensors, metadata["state"]):
+        raise _unreadable(path, "its digest does not match: it was changed or damaged")
+    state: dict[str, Any] = _unpack(json.loads(metadata["state"]), tensors)
+    return state
+
+
+def steps(folder: Path, rank: int) -> set[int]:
+    """Steps of which this member has a file."""
+    found = (_STEP.fullmatch(path.parent.name) for path in folder.glob(f"checkpoints/*/member-{rank}.safetensors"))
+    return {int(match.group(1)) for match in found if match}
+
+
+def _file(folder: Path, step: int, rank: int) -> Path:
+    return folder / "checkpoints" / f"step-{step:08d}" / f"member-{rank}.safetensors"
+
+
+def _unreadable(path: Path, why: str) -> ConfigError:
+    return ConfigError(
+        f"{path}: {why}",
+        expected=f"a checkpoint of format {FORMAT}",
+        mend="resume from an earlier step: remove this step's folder on all members",
+    )
+
+
+def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """Values without tensors; these are put into `tensors` under a name."""
+    if isinstance(value, Tensor):
+        name = str(len(tensors))
+        tensors[name] = value.detach().cpu().clone().contiguous()
+        return {"tensor": name}
+    if isinstance(value, Mapping):
+        # Keys of an optimizer's state are integers, which JSON does not have: pairs keep them apart.
+        return {"items": [[key, _pack(item, tensors)] for key, item in value.items()]}
+    if isinstance(value, list | tuple):
+        return [_pack(item, tensors) for item in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"a checkpoint cannot hold {type(value).__name__}")
+
+
+def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(value, dict) and "tensor" in value:
+        return tensors[value["tensor"]]
+    if isinstance(value, dict):
+        return {key: _unpack(item, tensors) for key, item in value["items"]}
+    return [_unpack(item, tensors) for item in value] if isinstance(value, list) else value
+
+
+def _digest(tensors: Mapping[str, Tensor], tree: str) -> str:
+    state = hashlib.blake2b(tree.encode(), digest_size=16)
+    for name in sorted(tensors):
+        state.update(memoryview(tensors[name].contiguous().view(-1).view(torch.uint8).numpy()))
+    return state.hexdigest()

@@ -1,0 +1,462 @@
+"""The loop behind the command line: what one member does, from the first step to the record of the run.
+
+It is the loop of the README with what a long run needs around it: a learning-rate schedule, accumulation, clipping,
+evaluation of the consensus model, a roll call, checkpoints, and an end that all members agree on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import psutil
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import thinwire
+from thinwire.collectives import gather_packets
+from thinwire.config import Run, SimulatedLink, dump
+from thinwire.errors import ConfigError, PeerLost
+from thinwire.fragments import digest
+from thinwire.handshake import agree
+from thinwire.links.base import Link
+from thinwire.packet import Header, Kind, Packet
+from thinwire.randomness import mix
+from thinwire.report.record import Event, Member, Point, RunRecord
+from thinwire.rounds import Outcome, Skipped
+from thinwire.synchronizer import Synchronizer, Timing, synchronize
+from thinwire.train import checkpoint
+from thinwire.train.rollcall import RollCall, Status
+from thinwire.train.tasks import Task
+
+_log = logging.getLogger("thinwire")
+
+_CALL_EVERY = 10  # local steps between roll calls
+_MOST_FACTS_BYTES = 1 << 16
+
+
+class Display(Protocol):
+    """Who shows a run to a person or a program; only member 0 has one that says anything."""
+
+    def started(self, run: Run, members: int, parameters: int, step: int) -> None:
+        """Before the first step."""
+
+    def progress(self, step: int, statuses: Mapping[int, Status]) -> None:
+        """After a roll call."""
+
+    def evaluated(self, point: Point) -> None:
+        """After an evaluation."""
+
+    def event(self, event: Event) -> None:
+        """Something out of the ordinary."""
+
+    def stopped(self, step: int, folder: Path) -> None:
+        """The members agreed to stop before the end; a checkpoint is in `folder`."""
+
+
+class Silent:
+    """Shows nothing."""
+
+    def started(self, run: Run, members: int, parameters: int, step: int) -> None: ...
+    def progress(self, step: int, statuses: Mapping[int, Status]) -> None: ...
+    def evaluated(self, point: Point) -> None: ...
+    def event(self, event: Event) -> None: ...
+    def stopped(self, step: int, folder: Path) -> None: ...
+
+
+@dataclass
+class History:
+    """What a member remembers of the run for its record; travels in checkpoints, so that a resumed run tells it all."""
+
+    seconds: float = 0.0
+    samples: int = 0
+    tokens: int = 0
+    timing: Timing = field(default_factory=Timing)
+    bytes_by_purpose: dict[str, tuple[int, int]] = field(default_factory=dict)
+    points: list[Point] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    evaluating_s: float = 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(saved: Mapping[str, Any]) -> History:
+        """The inverse of `as_dict`."""
+        return History(
+            seconds=saved["seconds"],
+            samples=saved["samples"],
+            tokens=saved["tokens"],
+            timing=Timing(**saved["timing"]),
+            bytes_by_purpose={name: (pair[0], pair[1]) for name, pair in saved["bytes_by_purpose"].items()},
+            points=[Point(**point) for point in saved["points"]],
+            events=[Event(**event) for event in saved["events"]],
+            evaluating_s=saved["evaluating_s"],
+        )
+
+
+def train(
+    run: Run, task: Task, link: Link, *, display: Display, stops: Callable[[], bool], resume: bool = False
+) -> RunRecord | None:
+    """Train this member to the end of the run.
+
+    task     as all members built it from the run
+    display  of member 0; others are silent
+    stops    whether this member was asked to stop; all stop together soon after
+    resume   go on from the newest checkpoint that all members have
+    returns  the record of the run, the same on all members; None if they stopped before its end
+    """
+    torch.manual_seed(run.seed)
+    device = device_of(run)
+    model = task.model().to(device)
+    optimizer = run.optimizer.build(model.parameters())
+    torch.manual_seed(mix(run.seed, link.rank) >> 1)  # from here on members may draw for themselves: dropout
+    session = _Session(run, task, link, model, optimizer, display if link.rank == 0 else Silent(), stops, device)
+    sync = synchronize(model, optimizer, run.method.build(), link, seed=run.seed, observer=session.observe)
+    with sync:
+        return session.go(sync, resume)
+
+
+class _Session:
+    """One member's run."""
+
+    def __init__(
+        self, run: Run, task: Task, link: Link, model: nn.Module, optimizer: torch.optim.Optimizer, display: Display,
+        stops: Callable[[], bool], device: torch.device,
+    ) -> None:  # fmt: skip
+        self.run, self.task, self.link, self.model, self.optimizer = run, task, link, model, optimizer
+        self.display, self.stops, self.device = display, stops, device
+        self.folder = Path(run.out)
+        self.before = History()  # of earlier sessions
+        self.here = History()
+        self.calls = RollCall(link)
+        self.losses: list[torch.Tensor] = []
+        self.evaluations: dict[int, dict[str, float]] = {}
+        self.ends_early = False
+        self.start = link.now()
+
+    # --- the order of things -------------------------------------------------------------------------------------
+
+    def go(self, sync: Synchronizer, resume: bool) -> RunRecord | None:
+        self.sync = sync
+        if resume:
+            self._restore()
+        self.start = self.link.now()
+        parameters = sum(p.numel() for p in self.model.parameters())
+        self.display.started(self.run, len(self.link.members), parameters, sync.step)
+        try:
+            if sync.step == 0:
+                self._evaluate()
+                self._call()
+            while sync.step < self.run.steps and not self.ends_early:
+                self._local_step()
+                self._after_step()
+            self._take_in(self.calls.last())
+            if self.ends_early and sync.step < self.run.steps:
+                self._save()
+                self.display.stopped(sync.step, self.folder)
+                return None
+        except PeerLost:
+            self._rescue()
+            raise
+        self._save()
+        return self._end()
+
+    def _local_step(self) -> None:
+        run, step = self.run, self.sync.step
+        for group in self.optimizer.param_groups:
+            group["lr"] = run.optimizer.lr_at(step, steps=run.steps)
+        parts = run.optimizer.accumulate
+        total = torch.zeros((), device=self.device)
+        for part in range(parts):
+            batch = self.task.batch(step * parts + part, self.link.rank, len(self.link.members)).to(self.device)
+            with self._precision():
+                loss = self.task.loss(self.model, batch) / parts
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+            self.here.samples += batch.samples
+            self.here.tokens += batch.tokens
+            self.sync.count(batch.samples)
+        if run.optimizer.clip_norm:
+            self.sync.clip_grad_norm_(run.optimizer.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.losses.append(total)
+
+    def _precision(self) -> contextlib.AbstractContextManager[Any]:
+        if self.run.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def _after_step(self) -> None:
+        step, run = self.sync.step, self.run
+        evaluates = run.eval_every > 0 and step % run.eval_every == 0 and step < run.steps
+        if evaluates:
+            self._evaluate()
+        if evaluates or step % _CALL_EVERY == 0:
+            self._call()
+        if run.checkpoint_every and step % run.checkpoint_every == 0 and step < run.steps and not self.ends_early:
+            self._save()
+
+    def _end(self) -> RunRecord:
+        self.sync.finish()
+        self._evaluate()
+        self._call()
+        self._take_in(self.calls.last())
+        self._write_weights()
+        return self._record()
+
+    # --- telling and deciding ------------------------------------------------------------------------------------
+
+    def _call(self) -> None:
+        losses, self.losses = self.losses, []
+        loss = float(torch.stack(losses).mean()) if losses else float("nan")
+        now = self._whole()
+        sent, received = _totals(now)
+        late = self.run.max_time != "unlimited" and now.seconds >= self.run.max_time.seconds
+        status = Status(
+            self.sync.step, now.seconds, loss, now.samples, now.tokens, sent, received, self.stops() or late
+        )
+        self._take_in(self.calls.call(status))
+
+    def _take_in(self, statuses: Mapping[int, Status] | None) -> None:
+        """What all members told one call ago: progress to show, a point of the curve, a wish to stop."""
+        if statuses is None:
+            return
+        self.ends_early = self.ends_early or any(status.stops for status in statuses.values())
+        step = statuses[0].step
+        self.display.progress(step, statuses)
+        evaluation = self.evaluations.pop(step, None)
+        if step == 0 and evaluation is None:
+            return
+        told = [status.loss for status in statuses.values()]
+        point = Point(
+            step=step,
+            seconds=max(status.seconds for status in statuses.values()),
+            sent_bytes=round(sum(status.sent_bytes for status in statuses.values()) / len(statuses)),
+            train_loss=sum(told) / len(told),
+            valid_loss=None if evaluation is None else evaluation.get("loss"),
+            accuracy=None if evaluation is None else evaluation.get("accuracy"),
+        )
+        self.here.points.append(point)
+        if evaluation is not None:
+            self.display.evaluated(point)
+
+    def _evaluate(self) -> None:
+        """Member 0 evaluates the consensus model; where it takes all members to form one, all come."""
+        if not (self.link.rank == 0 or not self.sync.has_consensus):
+            return
+        start = self.link.now()
+        with self.sync.evaluating():
+            if self.link.rank == 0:
+                self.final = self.evaluations[self.sync.step] = self.task.evaluate(self.model)
+        self.here.evaluating_s += self.link.now() - start
+
+    def observe(self, outcome: Outcome) -> None:
+        """Keep what is out of the ordinary."""
+        if isinstance(outcome, Skipped):
+            self._note("skipped round", f"round {outcome.round} of fragment {outcome.fragment}: {outcome.reason}")
+        elif self.sync.has_consensus and len(outcome.ranks) < len(self.link.members):
+            left_out = sorted(set(self.link.members) - set(outcome.ranks))
+            who = ", ".join(map(str, left_out))
+            self._note("left out", f"round {outcome.round} of fragment {outcome.fragment}: no finite values from {who}")
+
+    def _note(self, kind: str, text: str) -> None:
+        event = Event(self.sync.step, self._whole().seconds, kind, text)
+        self.here.events.append(event)
+        self.display.event(event)
+
+    # --- what is kept --------------------------------------------------------------------------------------------
+
+    def _whole(self) -> History:
+        """The run's history so far, earlier sessions included."""
+        before, here = self.before, self.here
+        purposes = dict(before.bytes_by_purpose)
+        for name, traffic in self.link.meter.by_purpose().items():
+            sent, received = purposes.get(name, (0, 0))
+            purposes[name] = (sent + traffic.sent_bytes, received + traffic.received_bytes)
+        return History(
+            seconds=before.seconds + self.link.now() - self.start,
+            samples=before.samples + here.samples,
+            tokens=before.tokens + here.tokens,
+            timing=before.timing + self.sync.timing,
+            bytes_by_purpose=purposes,
+            points=before.points + here.points,
+            events=before.events + here.events,
+            evaluating_s=before.evaluating_s + here.evaluating_s,
+        )
+
+    def _save(self) -> None:
+        """A checkpoint; one that cannot be written is told and the run goes on, the older ones still there."""
+        try:
+            checkpoint.save(self.folder, self.sync.step, self.link.rank, self._state(rescue=False))
+        except OSError as error:
+            self._note("checkpoint failed", f"the checkpoint of step {self.sync.step} could not be written: {error}")
+            _log.warning("the checkpoint of step %d could not be written: %s", self.sync.step, error)
+
+    def _rescue(self) -> None:
+        """After a member was lost: keep what has been committed since the last checkpoint."""
+        try:
+            checkpoint.save(self.folder, self.sync.step, self.link.rank, self._state(rescue=True))
+        except OSError as error:
+            _log.warning("nothing since the last checkpoint could be kept: %s", error)
+
+    def _state(self, *, rescue: bool) -> dict[str, Any]:
+        random = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            random["cuda"] = torch.cuda.get_rng_state(self.device)
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "sync": self.sync.state_dict(rescue=rescue),
+            "random": random,
+            "losses": list(self.losses),
+            "history": self._whole().as_dict(),
+        }
+
+    def _restore(self) -> None:
+        step, owner = _common_step(self.link, self.folder)
+        state = checkpoint.load(self.folder, step, owner)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if owner != self.link.rank:  # another member's file: what was its own alone is not ours
+            for fragment in state["sync"]["fragments"]:
+                fragment["residuals"] = [None, None]
+            _log.warning("this member has no checkpoint of step %d and goes on from member %d's", step, owner)
+        self.sync.load_state_dict(state["sync"])
+        torch.set_rng_state(state["random"]["cpu"])
+        if self.device.type == "cuda" and "cuda" in state["random"]:
+            torch.cuda.set_rng_state(state["random"]["cuda"], self.device)
+        self.losses = [loss.to(self.device) for loss in state["losses"]]
+        self.before = History.from_dict(state["history"])
+
+    def _write_weights(self) -> None:
+        """The consensus model, for use."""
+        if not (self.link.rank == 0 or not self.sync.has_consensus):
+            return
+        with self.sync.evaluating():
+            tensors = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
+        if self.link.rank == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            partial = self.folder / "model.safetensors.partial"
+            save_file(tensors, partial)
+            partial.replace(self.folder / "model.safetensors")
+
+    # --- the record ----------------------------------------------------------------------------------------------
+
+    def _record(self) -> RunRecord:
+        whole = self._whole()
+        sent, received = _totals(whole)
+        timing = whole.timing
+        spent = timing.wait_s + timing.encode_s + timing.apply_s + whole.evaluating_s
+        member = Member(
+            rank=self.link.rank, samples=whole.samples, tokens=whole.tokens, sent_bytes=sent, received_bytes=received,
+            compute_s=max(0.0, whole.seconds - spent), encode_s=timing.encode_s, wait_s=timing.wait_s,
+            apply_s=timing.apply_s, hidden_s=timing.hidden_s, rounds=self.sync.committed,
+        )  # fmt: skip
+        told = _gather_json(self.link, {"member": asdict(member), "bytes": whole.bytes_by_purpose}, "the record")
+        purposes: dict[str, tuple[int, int]] = {}
+        for facts in told.values():
+            for name, (out, into) in facts["bytes"].items():
+                before = purposes.get(name, (0, 0))
+                purposes[name] = (before[0] + out, before[1] + into)
+        weights = digest(*self.sync.consensus()).hex()
+        return RunRecord(
+            label=self.run.method.name,
+            method=self.run.method.build().answers(),
+            config=dump(self.run),
+            versions={
+                "thinwire": thinwire.__version__,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
+            machine=_machine(self.device),
+            clock="simulated" if isinstance(self.run.link, SimulatedLink) else "wall",
+            network=_network(self.run),
+            seed=self.run.seed,
+            parameters=sum(p.numel() for p in self.model.parameters()),
+            members=tuple(Member(**facts["member"]) for facts in told.values()),
+            curve=tuple(whole.points),
+            bytes_by_purpose=purposes,
+            rounds_committed=self.sync.committed,
+            rounds_skipped=self.sync.skipped,
+            events=tuple(whole.events),
+            final=self.final if self.link.rank == 0 else {},
+            digest=weights,
+        )
+
+
+def device_of(run: Run) -> torch.device:
+    """The device the run names, as it is on this machine.
+
+    raises  ConfigError if it is not there
+    """
+    if run.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "device cuda: this machine has no GPU that torch can use",
+            expected="a CUDA device, or another choice",
+            mend="use --device cpu, or install a build of torch with CUDA",
+        )
+    name = "cuda" if run.device == "cuda" or (run.device == "auto" and torch.cuda.is_available()) else "cpu"
+    if name == "cuda":
+        torch.cuda.set_device(torch.cuda.current_device())
+    return torch.device(name)
+
+
+def _common_step(link: Link, folder: Path) -> tuple[int, int]:
+    """The step to resume from, and whose file this member takes.
+
+    The newest step that any member has counts: after a loss, survivors have one more than the member that was lost,
+    which then takes a survivor's. raises ConfigError if there is none, or it cannot be read from here
+    """
+    told = _gather_json(link, {"steps": sorted(checkpoint.steps(folder, link.rank))}, "the checkpoints")
+    owners = {rank: set(facts["steps"]) for rank, facts in told.items()}
+    everything = set().union(*owners.values())
+    if not everything:
+        raise ConfigError(
+            f"no checkpoint in {folder}",
+            expected="a folder that an earlier run has written checkpoints into",
+            mend="name that run's folder, or start anew without --resume",
+        )
+    step = max(everything)
+    if step in owners[link.rank]:
+        owner, found = link.rank, True
+    else:
+        owner = min(rank for rank, steps in owners.items() if step in steps)
+        found = step in checkpoint.steps(folder, owner)
+    agree(link, {"checkpoint can be read": "yes" if found else f"no: copy member {owner}'s step-{step:08d} here"})
+    return step, owner
+
+
+def _gather_json(link: Link, facts: Mapping[str, Any], what: str) -> dict[int, dict[str, Any]]:
+    text = torch.frombuffer(bytearray(json.dumps(facts).encode()), dtype=torch.uint8)
+    packet = Packet("json", 0, {"text": text}, Header(kind=Kind.HELLO, sender=link.rank))
+    layout = {"text": (torch.uint8, _MOST_FACTS_BYTES)}
+    found = gather_packets(link.open("roll call"), link.rank, link.members, packet, layout, what)
+    return {rank: json.loads(bytes(each.fields["text"].numpy()).decode()) for rank, each in found.items()}
+
+
+def _totals(history: History) -> tuple[int, int]:
+    pairs = history.bytes_by_purpose.values()
+    return sum(sent for sent, _ in pairs), sum(received for _, received in pairs)
+
+
+def _machine(device: torch.device) -> str:
+    memory = psutil.virtual_memory().total / 2**30
+    words = f"{psutil.cpu_count()} processors, {memory:.0f} GiB, {platform.system()} {platform.machine()}"
+    return f"{words}, {torch.cuda.get_device_name(device)}" if device.type == "cuda" else words
+
+
+def _network(run: Run) -> str:
+    link = run.link
+    if isinstance(link, SimulatedLink):
+        return f"simulated: {link.rate} up and down, {link.delay} one way, {link.step_time} a local step"
+    return f"torch.distributed ({link.backend})"

@@ -1,0 +1,73 @@
+"""The roll call: every few steps members tell each other how they are, beside the compute.
+
+What was told at one call is read at the next, so nobody waits for it; all members read the same, at the same step, and
+can therefore decide alike: to stop, above all.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import torch
+
+from thinwire.collectives import gather_packets
+from thinwire.links.base import Handle, Link
+from thinwire.packet import Header, Kind, Packet
+
+_MOST_BYTES = 1024
+
+
+@dataclass(frozen=True)
+class Status:
+    """A member's words at a step; counts are from the start of the run.
+
+    loss   mean training loss since the last call
+    stops  it was asked to stop
+    """
+
+    step: int
+    seconds: float
+    loss: float
+    samples: int
+    tokens: int
+    sent_bytes: int
+    received_bytes: int
+    stops: bool
+
+
+class RollCall:
+    """Calls that are answered one call later."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._asked: Handle[dict[int, Status]] | None = None
+
+    def call(self, status: Status) -> dict[int, Status] | None:
+        """Tell this member's status; what all told at the last call, by rank, if there was one."""
+        answered = None if self._asked is None else self._asked.wait()
+        self._asked = self._ask(status)
+        return answered
+
+    def last(self) -> dict[int, Status] | None:
+        """What all told at the last call."""
+        asked, self._asked = self._asked, None
+        return None if asked is None else asked.wait()
+
+    def _ask(self, status: Status) -> Handle[dict[int, Status]]:
+        link, channel = self._link, self._link.open("roll call")
+        text = torch.frombuffer(bytearray(json.dumps(asdict(status)).encode()), dtype=torch.uint8)
+        packet = Packet("json", 0, {"text": text}, Header(kind=Kind.HELLO, sender=link.rank, round=status.step))
+
+        def job() -> dict[int, Status]:
+            what = f"the roll call at step {status.step}"
+            found = gather_packets(channel, link.rank, link.members, packet, {"text": (torch.uint8, _MOST_BYTES)}, what)
+            return {rank: _read(packet) for rank, packet in found.items()}
+
+        return link.spawn(job, f"roll call {status.step}")
+
+
+def _read(packet: Packet) -> Status:
+    told: Mapping[str, object] = json.loads(bytes(packet.fields["text"].numpy()).decode())
+    return Status(**told)  # type: ignore[arg-type]

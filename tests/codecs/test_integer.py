@@ -1,0 +1,134 @@
+"""Golden vectors and options of the blockwise integers; their bounds are in the conformance suite."""
+
+from __future__ import annotations
+
+import re
+from typing import get_args
+
+import pytest
+import torch
+
+from thinwire.codecs import Codec, Integer, e3m0, int4, int8
+from thinwire.codecs.blocks import Rounding
+from thinwire.errors import ConfigError, PacketError
+
+X = torch.tensor([7, -7, 3.5, -3.4, 0, 1, -1, 0.49])
+
+
+def test_int4_golden() -> None:
+    fields = int4(block=8).encode(X, 0)
+    assert fields["scale"].tolist() == [1.0]
+    assert bytes(fields["code"].tolist()) == bytes.fromhex("8F 91 7C 85")  # planar: 15|8<<4, 1|9<<4, 12|7<<4, 5|8<<4
+    assert int4(block=8).decode(fields, 8).tolist() == [7, -7, 4, -3, 0, 1, -1, 0]  # 3.5 is half way: to even
+
+
+def test_int8_golden() -> None:
+    fields = int8(block=8).encode(X * 127 / 7, 0)
+    assert fields["scale"].tolist() == [1.0]
+    assert fields["code"].tolist() == [127, -127, 64, -62, 0, 18, -18, 9]
+
+
+def test_sizes() -> None:
+    """Counted by hand: 3907 blocks of 256, the last of 67; 15 626 of 64, the last of 3."""
+    assert {name: size for name, (_, size) in int8.layout(1_000_003).items()} == {"scale": 3907, "code": 1_000_003}
+    assert {name: size for name, (_, size) in int4.layout(1_000_003).items()} == {"scale": 15_626, "code": 500_002}
+
+
+def test_a_tail_of_odd_length_is_packed_on_its_own() -> None:
+    fields = int4(block=4).encode(torch.tensor([1.0, 2, 3, 7, 7, -7, 1]), 0)
+    assert bytes(fields["code"].tolist()) == bytes(
+        [9 | 11 << 4, 10 | 15 << 4, 15 | 9 << 4, 1 | 8 << 4]
+    )  # the last: pad
+
+
+def test_results_do_not_depend_on_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    from thinwire.codecs import blocks
+
+    x = torch.randn(5000, generator=torch.Generator().manual_seed(0))
+    codecs: list[Codec] = [c(block=64, rounding=r) for c in (int8, int4, e3m0) for r in get_args(Rounding)]
+    whole = [codec.encode(x, 3) for codec in codecs]
+    monkeypatch.setitem(blocks._PIECE, "cpu", 128)
+    for codec, fields in zip(codecs, whole, strict=True):
+        pieced = codec.encode(x, 3)
+        assert all(torch.equal(fields[name], pieced[name]) for name in fields)
+        assert torch.equal(codec.decode(pieced, 5000), codec.decode(fields, 5000))
+
+
+def test_a_smaller_block_loses_less() -> None:
+    x = torch.randn(4096, generator=torch.Generator().manual_seed(0)) ** 3
+    errors = [(int4(block=b).decode(int4(block=b).encode(x, 0), 4096) - x).norm() for b in (32, 256, 4096)]
+    assert errors == sorted(errors)
+
+
+def test_stochastic_rounding_goes_to_a_neighbour_and_depends_on_the_key() -> None:
+    codec = int8(block=256, rounding="stochastic")
+    x = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    fields = codec.encode(x, 1)
+    step = fields["scale"].repeat_interleave(256)[:1000]
+    assert ((codec.decode(fields, 1000) - x).abs() <= step * (1 + 2.0**-16)).all()
+    assert not torch.equal(fields["code"], codec.encode(x, 2)["code"])
+    assert not torch.equal(fields["code"], int8.encode(x, 1)["code"])
+
+
+def test_small_elements_are_sent_now_and_then() -> None:
+    """An 8-bit dither would never send what is below 2^-9 of a step, however often it is asked."""
+    codec = int8(rounding="stochastic")
+    x = torch.full((256,), 2.0**-10)
+    x[0] = 127.0
+    sent = sum(codec.decode(codec.encode(x, key), 256)[1:].sum().item() for key in range(400))
+    expected = 400 * 255 * 2.0**-10  # a Poisson count of about 100
+    assert abs(sent - expected) < 5 * expected**0.5
+
+
+@pytest.mark.parametrize("magnitude", [0.0, 1e-45, 2.0**-121])
+def test_blocks_of_almost_nothing_are_zero(magnitude: float) -> None:
+    for codec in (int8(block=4), int4(block=4)):
+        x = torch.tensor([magnitude] * 4 + [1.0])
+        assert codec.decode(codec.encode(x, 0), 5).tolist() == [0, 0, 0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("code", -128, "field 'code' holds the reserved code -128"),
+        ("scale", float("nan"), "scale that is negative, not finite or too large"),
+        ("scale", float("inf"), "scale that is negative, not finite or too large"),
+        ("scale", -1.0, "scale that is negative, not finite or too large"),
+        ("scale", 3e38, "scale that is negative, not finite or too large"),
+    ],
+)
+def test_what_no_encoder_writes_is_refused(field: str, value: float, said: str) -> None:
+    fields = dict(int8(block=8).encode(X, 0))
+    fields[field] = fields[field].clone()
+    fields[field][0] = value
+    with pytest.raises(PacketError, match=said):
+        int8(block=8).decode(fields, 8)
+
+
+def test_the_reserved_nibble_is_refused() -> None:
+    fields = dict(int4(block=8).encode(X, 0))
+    fields["code"] = fields["code"] & 0xF0
+    with pytest.raises(PacketError, match="field 'code' holds the reserved code -8"):
+        int4(block=8).decode(fields, 8)
+
+
+@pytest.mark.parametrize("block", [0, -2, 3, 2.5, True, "64", None])
+def test_odd_blocks_are_refused(block: object) -> None:
+    with pytest.raises(ConfigError, match=re.escape(f"int4 is to have blocks of {block!r}\n  expected  an even whole")):
+        Integer(4, block)  # type: ignore[arg-type]
+
+
+def test_other_options_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"int8 is to round 'up'\n  expected  rounding='nearest' or"):
+        int8(rounding="up")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="int8 is to have blocks of 0"):
+        int8(block=0)
+    with pytest.raises(ConfigError, match="Integer of 5 bits"):
+        Integer(5, 64)
+
+
+def test_bare_names_and_calls_are_the_same() -> None:
+    assert int8() == int8 == int8(256) == Integer(8, 256)
+    assert int4() == int4 == int4(block=64, rounding="nearest")
+    assert int8(block=64)(rounding="stochastic") == int8(block=64, rounding="stochastic")
+    assert int8(block=64).spec == "int8(block=64)"

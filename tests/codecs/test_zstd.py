@@ -1,0 +1,94 @@
+"""The lossless stage: that it saves bytes, where it may stand, and what its decoder refuses."""
+
+from __future__ import annotations
+
+import re
+import tracemalloc
+
+import pytest
+import torch
+import zstandard
+
+from thinwire.codecs import bf16, fp32, int4, int8, parse, topk, zstd
+from thinwire.errors import ConfigError, PacketError
+
+X = torch.randn(4096, generator=torch.Generator().manual_seed(0))
+
+
+def _size(fields: object) -> int:
+    assert isinstance(fields, dict)
+    return sum(field.numel() * field.element_size() for field in fields.values())
+
+
+def test_it_changes_bytes_and_not_numbers() -> None:
+    for codec in (fp32, bf16, int8, topk(1 / 8) | int4):
+        packed = codec | zstd
+        assert torch.equal(packed.decode(packed.encode(X, 0), 4096), codec.decode(codec.encode(X, 0), 4096))
+
+
+def test_floats_get_smaller_and_grouping_is_why() -> None:
+    packed = _size((bf16 | zstd).encode(X, 0))
+    ungrouped = len(zstandard.ZstdCompressor(level=3).compress(X.bfloat16().view(torch.uint8).numpy().tobytes()))
+    assert packed < 0.8 * 2 * 4096
+    assert packed < ungrouped
+
+
+def test_a_level_changes_the_frame() -> None:
+    x = X.round()
+    assert _size(zstd(19).encode(x, 0)) < _size(zstd(-7).encode(x, 0))
+    assert zstd(level=9).spec == "fp32 | zstd(level=9)"
+    assert zstd(level=0) != zstd
+
+
+def test_alone_it_is_around_fp32() -> None:
+    assert zstd() == zstd == fp32 | zstd == parse("zstd")
+
+
+def test_it_goes_around_the_whole_chain_however_it_is_joined() -> None:
+    assert topk(1 / 4) | (int4 | zstd) == (topk(1 / 4) | int4) | zstd == parse("topk(1/4) | int4 | zstd")
+    assert list((topk(1 / 4) | int4 | zstd).encode(X, 0)) == ["value.scale", "value.code", "index"]
+
+
+def test_nothing_may_follow() -> None:
+    with pytest.raises(
+        ConfigError, match=r"fp32 \| zstd \| int4: fp32 \| zstd leaves no float32 values that int4 could"
+    ):
+        zstd | int4
+    with pytest.raises(ConfigError, match=r"\| zstd \| zstd: the left side already writes as few bytes as it can"):
+        zstd | zstd
+
+
+@pytest.mark.parametrize("level", [20, -8, 2.5, True, "3"])
+def test_levels_out_of_range_are_refused(level: object) -> None:
+    with pytest.raises(ConfigError, match=re.escape(f"zstd is to work at level {level!r}\n  expected  a whole number")):
+        zstd(level)  # type: ignore[arg-type]
+
+
+def _frame(raw: bytes) -> torch.Tensor:
+    return torch.frombuffer(bytearray(zstandard.ZstdCompressor().compress(raw)), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("frame", "said"),
+    [
+        (torch.zeros(20, dtype=torch.uint8), "field 'value': "),
+        (torch.zeros(0, dtype=torch.uint8), "field 'value': "),
+        (_frame(bytes(17)), "its zstd frame is not one of 16 bytes"),
+        (_frame(bytes(16))[:-1], "field 'value': "),
+        (torch.cat([_frame(bytes(16)), torch.zeros(3, dtype=torch.uint8)]), "field 'value': "),
+        (torch.zeros(200, dtype=torch.uint8), r"field 'value' is torch.uint8 \[200\]\n  expected  .*at most 80"),
+    ],
+)
+def test_other_frames_are_refused(frame: torch.Tensor, said: str) -> None:
+    with pytest.raises(PacketError, match=said):
+        zstd.decode({"value": frame}, 4)
+
+
+def test_a_frame_that_claims_to_be_huge_is_not_opened() -> None:
+    bomb = _frame(bytes(1 << 26))  # 64 MiB of zeros in a few kilobytes
+    tracemalloc.start()
+    with pytest.raises(PacketError, match="its zstd frame is not one of 400000 bytes"):
+        zstd.decode({"value": bomb}, 100_000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20

@@ -1,0 +1,79 @@
+"""The packets whose bytes are committed beside this file, one a file, for wire version 1.
+
+    python tests/golden/renew.py
+
+writes the files that are missing and refuses to change one that is there: a wire version, once released, stays as it
+is. Bytes that have to change want a new WIRE_VERSION (docs/wire-format.md), new files, and the old ones kept.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from thinwire.codecs import Codec, parse
+from thinwire.packet import WIRE_VERSION, Flag, Header, Kind, Packet
+
+HERE = Path(__file__).parent
+KEY = 5
+#: The vector of the golden vectors in tests/codecs, and a longer one for the chain.
+SHORT = torch.tensor([7, -7, 3.5, -3.4, 0, 1, -1, 0.49])
+LONG = torch.cat([SHORT * scale for scale in (1.0, -0.5, 0.25, 2.0, 0.0, 1e-3, 1e3, 0.75)])
+
+#: Codec packets: file name -> (expression, vector).
+ENCODED: dict[str, tuple[str, torch.Tensor]] = {
+    "fp32": ("fp32", SHORT),
+    "bf16": ("bf16", SHORT),
+    "int8": ("int8", SHORT),
+    "int4": ("int4(block=8)", SHORT),
+    "int4-stochastic": ("int4(block=8, rounding='stochastic')", LONG),
+    "e3m0": ("e3m0(block=8)", SHORT),
+    "topk-int4-zstd": ("topk(1/4) | int4(block=8) | zstd", LONG),
+    "empty": ("topk(1/4) | e3m0", torch.zeros(0)),
+}
+
+
+def codec_of(name: str) -> Codec:
+    codec = parse(ENCODED[name][0])
+    assert isinstance(codec, Codec)
+    return codec
+
+
+def packets() -> dict[str, Packet]:
+    """What the files hold."""
+    header = Header(Kind.CONTRIBUTION, sender=2, fragment=1, round=7, context=0x0123456789ABCDEF, weight=96.0)
+    made = {
+        name: Packet(codec_of(name).spec, len(x), codec_of(name).encode(x, KEY), header)
+        for name, (_, x) in ENCODED.items()
+    }
+    made["hello"] = Packet(
+        "hello",
+        0,
+        {"version": torch.tensor(list(b"0.1.0"), dtype=torch.uint8), "digest": torch.tensor([-1], dtype=torch.int64)},
+        Header(Kind.HELLO, sender=3, context=2**64 - 1),
+    )
+    made["verdict"] = Packet(
+        "verdict",
+        0,
+        {"held": torch.tensor([1, 0, 1], dtype=torch.int8), "loss": torch.tensor([0.25], dtype=torch.float64)},
+        Header(Kind.VERDICT, sender=1, round=7, weight=0.0, flags=Flag.ABSTAINS | Flag.FAILED),
+    )
+    return made
+
+
+def path(name: str) -> Path:
+    return HERE / f"{name}.v{WIRE_VERSION}.bin"
+
+
+def main() -> None:
+    for name, packet in packets().items():
+        if path(name).exists():
+            print(f"kept     {path(name).name}")
+        else:
+            path(name).write_bytes(packet.to_bytes().numpy().tobytes())
+            print(f"written  {path(name).name}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""One member of a torch.distributed group, as a program of its own: python member.py TASK OUT RANK WORLD PORT."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "identities")]
+
+import thinwire
+from small import adamw, batch, loss_of, make_model, train
+
+
+def every_method(link):
+    """All methods of the identity tests, one after the other on one link."""
+    from test_methods import METHODS
+
+    return {name: train(link, method, 8) for name, method in METHODS.items()}
+
+
+def dies_in_round(link):
+    """Member 1 leaves without a word after the second round; the others say whom they lost and what they kept."""
+    model = make_model()
+    optimizer = adamw(model)
+    kept = []
+    try:
+        with thinwire.synchronize(model, optimizer, thinwire.diloco(every=2), link) as sync:
+            for step in range(8):
+                loss_of(model, *batch(step, link.rank)).backward()
+                if link.rank == 1 and step == 5:
+                    os._exit(9)
+                optimizer.step()
+                optimizer.zero_grad()
+                kept = [vector.clone() for vector in sync.consensus()]
+    except thinwire.PeerLost as lost:
+        return {"ranks": lost.ranks, "text": str(lost), "committed": sync.committed, "kept": kept, "now": sync.consensus()}
+
+
+def stands_still(link):
+    """Member 1 is there but silent; the others say so after five seconds and give up at the time limit."""
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    start = time.monotonic()
+    if link.rank == 1:
+        time.sleep(12)
+        return None
+    try:
+        link.open("test").exchange({}, {1: 8}, "round 3, fragment 0")
+    except thinwire.PeerLost as lost:
+        return {"text": str(lost), "took": time.monotonic() - start}
+
+
+def odd_weights(link):
+    """Member 2 starts from other weights."""
+    model = make_model(seed=5 if link.rank == 2 else 0)
+    try:
+        with thinwire.synchronize(model, adamw(model), thinwire.diloco(), link):
+            return None
+    except thinwire.ConfigError as error:
+        return str(error)
+
+
+def main() -> None:
+    task, out, rank, world, port = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:6])
+    torch.set_num_threads(1)
+    timeout_s = 7.0 if task == "stands_still" else None
+    with thinwire.join(f"127.0.0.1:{port}", rank=rank, world=world, timeout_s=timeout_s) as link:
+        result = globals()[task](link)
+        torch.save(result, f"{out}/{rank}.pt")
+        if task in ("dies_in_round", "stands_still"):
+            os._exit(0)  # a broken group has nothing to take apart
+
+
+if __name__ == "__main__":
+    main()

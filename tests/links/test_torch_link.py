@@ -1,0 +1,110 @@
+"""The torch link, with real processes over loopback."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from member import every_method
+from small import same
+
+import thinwire
+from thinwire.links.torch import join, time_limit_s
+
+MEMBER = Path(__file__).with_name("member.py")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def members(task: str, out: Path, world: int = 3, *, expect: dict[int, int] | None = None) -> tuple[list, list[str]]:
+    """Run a task of member.py on `world` processes; what each returned, and what each said."""
+    port = free_port()
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    running = [
+        subprocess.Popen(
+            [sys.executable, str(MEMBER), task, str(out), str(rank), str(world), str(port)],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
+        )
+        for rank in range(world)
+    ]  # fmt: skip
+    said = [process.communicate(timeout=240)[0] for process in running]
+    for rank, process in enumerate(running):
+        assert process.returncode == (expect or {}).get(rank, 0), said[rank]
+    results = [out / f"{rank}.pt" for rank in range(world)]
+    return [torch.load(path, weights_only=False) if path.exists() else None for path in results], said
+
+
+@pytest.mark.slow
+def test_every_method_gives_the_bits_of_the_local_link(tmp_path):
+    real, _ = members("every_method", tmp_path)
+    simulated = thinwire.run(3, every_method)
+    for rank in range(3):
+        for name, expected in simulated[rank].items():
+            got = real[rank][name]
+            assert same(got.live, expected.live), f"{name} on member {rank}"
+            assert same(got.consensus, expected.consensus), f"{name} on member {rank}"
+            assert got.outcomes == expected.outcomes
+    last = list(simulated[0])[-1]
+    assert real[0][last].sent_bytes == simulated[0][last].sent_bytes, "both links count the same bytes"
+
+
+@pytest.mark.slow
+def test_a_member_that_dies_in_mid_round_is_named_and_nothing_committed_is_lost(tmp_path):
+    results, _ = members("dies_in_round", tmp_path, expect={1: 9})
+    for rank in (0, 2):
+        assert results[rank]["ranks"] == (1,)
+        assert "lost member 1 during round 2, fragment 0" in results[rank]["text"]
+        assert results[rank]["committed"] == 2
+        assert same(results[rank]["kept"], results[rank]["now"])
+    assert same(results[0]["now"], results[2]["now"])
+
+
+@pytest.mark.slow
+def test_a_silent_member_is_named_while_waiting_and_given_up_in_time(tmp_path):
+    results, said = members("stands_still", tmp_path)
+    assert "round 3, fragment 0: waiting for member 1 (gives up in 2 s)" in said[0]
+    assert "lost member 1 during round 3, fragment 0" in results[0]["text"]
+    assert results[0]["took"] < 10
+
+
+@pytest.mark.slow
+def test_other_initial_weights_are_refused_on_all_members(tmp_path):
+    results, _ = members("odd_weights", tmp_path)
+    for text in results:
+        assert "members disagree on weights: member 2 has" in text
+        assert "thinwire.broadcast(model, link)" in text
+
+
+def test_time_limits_follow_payload_and_link():
+    assert time_limit_s(0, 1e6, 0) == 60
+    assert time_limit_s(10_000_000, 1e6, 0) == 160
+    assert time_limit_s(0, 1e6, 12) == 180
+
+
+def test_requests_that_cannot_be_met():
+    with pytest.raises(thinwire.ConfigError, match="address 'nowhere'"), join("nowhere", rank=0, world=1):
+        pass
+    with pytest.raises(thinwire.ConfigError, match="rank 3 of 2"), join("127.0.0.1:29500", rank=3, world=2):
+        pass
+    with pytest.raises(thinwire.ConfigError, match="backend 'mpi'"), join(backend="mpi"):
+        pass
+    with pytest.raises(thinwire.LinkError, match="member 1 cannot meet the others"), join(
+        f"127.0.0.1:{free_port()}", rank=1, world=2, timeout_s=1
+    ):
+        pass
+
+
+def test_without_a_group_a_member_is_alone_and_is_told_so(caplog, monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    with join() as link:
+        assert link.members == (0,)
+    assert "this member trains alone" in caplog.text
