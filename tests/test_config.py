@@ -97,8 +97,8 @@ def test_the_defaults_are_a_run_that_can_be_built():
 
 
 def test_a_section_without_a_name_sets_options_of_the_default():
-    assert loads("task.context = 9\nlink.rate = 'unlimited'", methods=METHODS_HERE) == Run(
-        task=TextOptions(context=9), link=SimulatedLink(rate="unlimited")
+    assert loads("task.context = 9\nlink.timeout = '9s'", methods=METHODS_HERE) == Run(
+        task=TextOptions(context=9), link=TorchLink(timeout=Duration(9))
     )
 
 
@@ -146,11 +146,11 @@ def test_every_option_of_every_method_can_be_set_from_its_default(name):
         ("[method]\nname = 'far'", "run.toml: [method]: far lacks 'hops'"),
         ("[method]\nevery = 5\nhops = 2", "run.toml: method.hops: there is no such option"),
         ("[method]\ncodec = 4", "run.toml: method.codec: 4 is not a codec expression"),
-        ("[link]\nrate = 20", "run.toml: link.rate: 20 is not text with a number and a unit"),
-        ("[link]\ndelay = 40", "run.toml: link.delay: 40 is not text with a number and a unit"),
-        ("[link]\ndelay = '40'", "run.toml: link.delay: '40' is no duration: it has no unit"),
-        ("[link]\nrate = '0mbit'", "run.toml: [link]: SimulatedLink: rate = 0bit"),
-        ("[link]\nbackend = 'nccl'", "run.toml: link.backend: there is no such option"),
+        ("[link]\nkind = 'simulated'\nrate = 20", "run.toml: link.rate: 20 is not text with a number and a unit"),
+        ("[link]\nkind = 'simulated'\ndelay = 40", "run.toml: link.delay: 40 is not text with a number and a unit"),
+        ("[link]\nkind = 'simulated'\ndelay = '40'", "run.toml: link.delay: '40' is no duration: it has no unit"),
+        ("[link]\nkind = 'simulated'\nrate = '0mbit'", "run.toml: [link]: SimulatedLink: rate = 0bit"),
+        ("[link]\nkind = 'simulated'\nbackend = 'nccl'", "run.toml: link.backend: there is no such option"),
         ("[link]\nkind = 'torch'\nrank = 0", "run.toml: [link]: TorchLink: address = None, rank = 0, world = None"),
         ("[link]\nkind = 'torch'\ntimeout = '0s'", "run.toml: [link]: TorchLink: timeout = 0s"),
         ("[link]\nkind = 'torch'\naddress = 'host'", "run.toml: [link]: TorchLink: address = 'host'"),
@@ -268,7 +268,7 @@ def test_no_flags_change_nothing(run):
 
 
 def test_a_dump_spells_out_the_defaults():
-    tables = tomllib.loads(dump(Run()))
+    tables = tomllib.loads(dump(Run(link=SimulatedLink())))
     assert tables["steps"] == 400
     assert tables["task"] == {"name": "text"} | dataclasses.asdict(TextOptions())
     assert tables["link"] == {"kind": "simulated", "rate": "20mbit", "delay": "40ms", "step_time": "50ms"}
@@ -298,9 +298,13 @@ def test_a_dump_spells_out_the_defaults():
         (["--tied", "--context", "5"], {"task": TextOptions(tied=True, context=5)}),
         (["--betas", "0.8,0.9"], {"optimizer": OptimizerOptions(options={"betas": (0.8, 0.9)})}),
         (["--foreach", "none"], {"optimizer": OptimizerOptions(options={"foreach": None})}),
-        (["--rate", "5mbit", "--delay", "1s"], {"link": SimulatedLink(rate=Rate(5e6), delay=Duration(1))}),
-        (["--link", "torch"], {"link": TorchLink()}),
-        (["--link.kind=torch", "--backend", "gloo"], {"link": TorchLink(backend="gloo")}),
+        (
+            ["--link", "simulated", "--rate", "5mbit", "--delay", "1s"],
+            {"link": SimulatedLink(rate=Rate(5e6), delay=Duration(1))},
+        ),
+        (["--link", "simulated"], {"link": SimulatedLink()}),
+        (["--link.kind=simulated", "--delay", "1s"], {"link": SimulatedLink(delay=Duration(1))}),
+        (["--backend", "gloo"], {"link": TorchLink(backend="gloo")}),
         (["--width", "8", "--task", "images"], {"task": ImageOptions(width=8)}),
         (["--method", "far", "--hops", "2"], {"method": MethodOptions("far", {"hops": 2})}),
         (
@@ -347,15 +351,15 @@ def test_another_choice_starts_its_options_anew():
         (["steps", "3"], "steps: not a flag"),
         (["--", "3"], "--: not a flag"),
         (["-s", "3"], "-s: not a flag"),
-        (["--rate", "20 mbps"], "--rate '20 mbps': '20 mbps' is no rate"),
-        (["--delay", "40"], "--delay 40: '40' is no duration: it has no unit"),
+        (["--link=simulated", "--rate", "20 mbps"], "--rate '20 mbps': '20 mbps' is no rate"),
+        (["--link=simulated", "--delay", "40"], "--delay 40: '40' is no duration: it has no unit"),
         (["--precision", "fp8"], "--precision fp8: 'fp8' is no choice here"),
         (["--method", "nowhere"], "--method nowhere: there is no method 'nowhere'"),
         (["--method"], "--method: no value"),
-        (["--link", "torch", "--rate", "1mbit"], "--rate 1mbit: no such option"),
+        (["--rate", "1mbit"], "--rate 1mbit: no such option"),
         (
-            ["--link", "torch", "--rank", "1"],
-            "--link torch --rank 1: TorchLink: address = None, rank = 1, world = None",
+            ["--rank", "1", "--timeout=9s"],
+            "--rank 1 --timeout=9s: TorchLink: address = None, rank = 1, world = None",
         ),
         (["--method", "far"], "--method far: far lacks 'hops'"),
         (["--task", "images", "--width=6"], "--task images --width=6: ImageOptions: width = 6"),

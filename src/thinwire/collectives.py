@@ -35,6 +35,10 @@ from thinwire.topologies import Group, Route, Tree
 _log = logging.getLogger("thinwire")
 
 _ALIGN = 256  # shards begin at multiples of this many elements, so that blocks of a quantiser are rarely cut
+#: Why a round that was carried out to its end changes nothing.
+NOBODY_FINITE = "no member had finite values to contribute"
+NO_SAMPLES = "no member has counted a sample since its last round"
+
 _ATTEMPTS = 3  # a round with a damaged packet is sent again this often before it is given up
 
 
@@ -76,7 +80,7 @@ class Combined:
 
     update      [n], or None if the round is not to be committed
     residuals   to be remembered if it is
-    ranks       members whose contributions are in it
+    ranks       members that took part with finite values
     reason      why it is not to be committed
     encode_s, job_s  seconds spent encoding, decoding and merging; from first to last
     """
@@ -133,13 +137,14 @@ def combine(ex: Exchange, x: Tensor, weight: float, residuals: Residuals, shared
     """A member's whole round, from its vector to a result that all witnesses hold. Runs beside the compute.
 
     x          [n] what this member sends; if it is not finite the member abstains, and takes part without it
-    weight     of the contribution; 0 abstains
+    weight     of the contribution; with 0 it is left out, though the member takes part
     residuals  from the last round
     shared     [n] state that all witnesses should hold alike, compared with the result; None compares the result alone
     raises     PeerLost, StateMismatch; a round that failed without a loss of members comes back with `update=None`
     """
     start = ex.now()
-    abstains = weight <= 0 or not bool(torch.isfinite(x).all())
+    abstains = not bool(torch.isfinite(x).all())
+    weight = weight if ex.aggregator.weighs else 1.0
     if abstains:
         x = torch.zeros_like(x)
     reasons: list[str] = []
@@ -152,10 +157,11 @@ def combine(ex: Exchange, x: Tensor, weight: float, residuals: Residuals, shared
         coding_s += work.coding_s
         present = _verdict(work, update, shared, abstains)
         if present is not None and not present:
-            reason = "no member had finite values to contribute"
-            return Combined(None, residuals, reason=reason, encode_s=coding_s, job_s=ex.now() - start)
+            return Combined(None, residuals, reason=NOBODY_FINITE, encode_s=coding_s, job_s=ex.now() - start)
+        if present is not None and update is None:  # nobody failed, nobody abstained, nothing came: weights of 0
+            return Combined(None, residuals, present, NO_SAMPLES, encode_s=coding_s, job_s=ex.now() - start)
         if present is not None and update is not None:
-            kept = residuals if abstains else after
+            kept = residuals if abstains or weight == 0 else after
             return Combined(update, kept, present, encode_s=coding_s, job_s=ex.now() - start)
         reasons = work.faults or ["another member received a damaged packet"]
         _log.warning("%s: sent again, because of %s", ex.what, "; ".join(reasons))
@@ -331,7 +337,7 @@ def _tree(
 def _verdict(work: _Work, update: Tensor | None, shared: Tensor | None, abstains: bool) -> tuple[int, ...] | None:
     """Compare what all witnesses hold, before anybody commits.
 
-    returns  ranks that contributed; None if somebody's packet was damaged, so that nobody commits
+    returns  ranks whose values were finite; None if somebody's packet was damaged, so that nobody commits
     raises   StateMismatch naming the members in the minority; PacketError if a verdict itself is damaged
     """
     ex = work.ex
@@ -366,10 +372,14 @@ def _verdict(work: _Work, update: Tensor | None, shared: Tensor | None, abstains
 def _same(digests: Mapping[int, bytes], what: str) -> None:
     if len(set(digests.values())) == 1:
         return
-    most, _ = Counter(digests.values()).most_common(1)[0]
-    odd = [rank for rank, found in digests.items() if found != most]
+    most, count = Counter(digests.values()).most_common(1)[0]
+    odd = [str(rank) for rank, found in digests.items() if found != most]
+    if 2 * count <= len(digests):  # no majority to be right
+        told = f"members {', '.join(map(str, digests))} do not hold the same result"
+    else:
+        told = f"member{'s' * (len(odd) > 1)} {', '.join(odd)} and the rest do not hold the same result"
     raise StateMismatch(
-        f"{what}: members {', '.join(map(str, odd))} hold another result than the rest",
+        f"{what}: {told}",
         expected="the same bits on every member",
         mend="do not write to parameters outside the optimizer; look for broken memory or another library version there",
     )

@@ -135,9 +135,6 @@ class Run:
     max_time: Duration | Literal["unlimited"] = field(
         default="unlimited", metadata=about("on the link's clock; the members stop together soon after it has passed")
     )
-    max_time: Duration | Literal["unlimited"] = field(
-        default="unlimited", metadata=about("stop early after this long on the link's clock, real or simulated")
-    )
     seed: int = field(default=0, metadata=about("of weights, data and rounding", at_least=0))
     eval_every: int = field(
         default=50, metadata=about("local steps between evaluations; 0 evaluates only at the end", at_least=0)

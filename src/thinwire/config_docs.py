@@ -96,9 +96,7 @@ def markdown() -> str:
     for name, task in TASKS.items():
         parts += [f'### name = "{name}"\n', f"{inspect.getdoc(task)}\n", _markdown_table(of_dataclass(task))]
     parts += [_USER_TASKS, _OPTIMIZERS, _markdown_table(of_dataclass(OptimizerOptions)), _METHODS]
-    parts.append(
-        "## [link]\n\n`kind` (default `simulated`) says what carries the bytes; the other keys depend on it.\n"
-    )
+    parts.append("## [link]\n\n`kind` (default `torch`) says what carries the bytes; the other keys depend on it.\n")
     for name, link in LINKS.items():
         parts += [f'### kind = "{name}"\n', f"{inspect.getdoc(link)}\n", _markdown_table(of_dataclass(link))]
     return "\n".join(parts)

@@ -51,6 +51,8 @@ class Fragments:
 
     def gather_gradients(self, fragment: int) -> Tensor:
         """A copy of the gradients; absent ones are zero.  float32 [n]"""
+        for name, p in self._parts[fragment]:
+            _check_dense(name, p.grad)
         return self._flat([torch.zeros_like(p) if p.grad is None else p.grad.detach() for _, p in self._parts[fragment]])
 
     @torch.no_grad()
@@ -94,17 +96,28 @@ class Buffers:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        kept = model.state_dict(keep_vars=True)
-        named = [(name, b) for name, b in model.named_buffers() if name in kept and b.numel()]
-        self._floats = [b for _, b in named if b.is_floating_point()]
-        self._counts = [b for _, b in named if not b.is_floating_point() and not b.is_complex()]
+        self._model, self._kept = model, frozenset(model.state_dict(keep_vars=True))
 
     def __bool__(self) -> bool:
         return bool(self._floats or self._counts)
 
+    def persistent(self) -> list[Tensor]:
+        """All of them, as they are now: a module may have put another tensor in a buffer's place."""
+        return [buffer for name, buffer in self._model.named_buffers() if name in self._kept and buffer.numel()]
+
+    @property
+    def _floats(self) -> list[Tensor]:
+        return [buffer for buffer in self.persistent() if buffer.is_floating_point()]
+
+    @property
+    def _counts(self) -> list[Tensor]:
+        return [b for b in self.persistent() if not b.is_floating_point() and not b.is_complex()]
+
     def gather(self) -> tuple[Tensor, Tensor]:
-        """Copies: float32 [k] and int64 [c], on the CPU."""
-        return _joined(self._floats, torch.float32), _joined(self._counts, torch.int64)
+        """Copies: float32 [k] (float64 if one of them is) and int64 [c], on the CPU."""
+        floats = self._floats
+        wide = torch.float64 if any(buffer.dtype == torch.float64 for buffer in floats) else torch.float32
+        return _joined(floats, wide), _joined(self._counts, torch.int64)
 
     @torch.no_grad()
     def scatter(self, floats: Tensor, counts: Tensor) -> None:
@@ -126,6 +139,15 @@ def _joined(buffers: list[Tensor], dtype: torch.dtype) -> Tensor:
     if not buffers:
         return torch.zeros(0, dtype=dtype)
     return torch.cat([b.detach().reshape(-1).to("cpu", dtype) for b in buffers])
+
+
+def _check_dense(name: str, gradient: Tensor | None) -> None:
+    if gradient is not None and gradient.layout != torch.strided:
+        raise ConfigError(
+            f"the gradient of parameter {name!r} is sparse",
+            expected="dense gradients, for a method that sends gradients",
+            mend="nn.Embedding(..., sparse=False), or a method that sends deltas (diloco, local_sgd)",
+        )
 
 
 def _check(named: list[tuple[str, nn.Parameter]], count: int) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 
 from thinwire.collectives import gather_packets
-from thinwire.errors import ConfigError
+from thinwire.errors import ConfigError, PacketError
 from thinwire.links.base import Link
 from thinwire.packet import WIRE_VERSION, Header, Kind, Packet
 
@@ -51,7 +51,12 @@ def agree(link: Link, facts: Mapping[str, str]) -> int:
 
 
 def _parse(packet: Packet) -> dict[str, str]:
-    facts = json.loads(bytes(packet.fields["text"].numpy()).decode())
+    try:
+        facts = json.loads(bytes(packet.fields["text"].numpy()).decode())
+    except (KeyError, ValueError, RecursionError) as error:
+        raise PacketError(f"member {packet.header.sender} said hello in no words of ours") from error
+    if not isinstance(facts, dict):
+        raise PacketError(f"member {packet.header.sender} said hello with no table of facts")
     return {str(name): str(value) for name, value in facts.items()}
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+import torch
+
 from thinwire.aggregators import Aggregator, Mean
 from thinwire.codecs import ErrorFeedback
 from thinwire.codecs.base import Codec
@@ -88,6 +90,8 @@ class Phases:
                 expected="a first phase that ends with one model on all members: the second one's anchor",
                 mend="use topology=Everyone() in the first phase",
             )
+        if self.first.payload.kind != "gradient":
+            _check_ends_together(self.first, self.switch)
 
     def at(self, step: int) -> Method:
         """The method in force for local step `step`, counted from 1."""
@@ -97,6 +101,23 @@ class Phases:
         """Both methods' answers in words."""
         first, then = self.first.answers(), self.then.answers()
         return {name: f"{first[name]} to step {self.switch}, then {then[name]}" for name in first}
+
+
+def _check_ends_together(first: Method, switch: int) -> None:
+    fragments = first.payload.fragments
+    if first.schedule.begins(switch, fragments) != tuple(range(fragments)):
+        raise ConfigError(
+            f"the first phase ends at step {switch}, where {first.schedule!r} has no round for all of its model",
+            expected="a round of every fragment at the switch: the second phase starts from one model on all members",
+            mend="let the switch be a multiple of `every`, with fragments=1",
+        )
+    one, zero = torch.ones(1), torch.zeros(1)
+    if bool(first.outer.merge(one, zero, one)):  # what is kept of live parameters 1 if the anchor is 0
+        raise ConfigError(
+            f"the first phase's outer step {first.outer!r} keeps a share of every member's own model",
+            expected="a first phase that ends with one model on all members: the second one's anchor",
+            mend="leave Mix out of the first phase",
+        )
 
 
 def _check(method: Method) -> None:

@@ -86,7 +86,10 @@ class SGD:
 
     def step(self, anchor: Tensor, update: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
         def make(weights: list[Tensor]) -> torch.optim.Optimizer:
-            return torch.optim.SGD(weights, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov)
+            # foreach=False, here and below: torch's batched variant, its default on GPUs, overwrites the gradient.
+            return torch.optim.SGD(
+                weights, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov, foreach=False
+            )
 
         return _step(make, anchor, update, memory)
 
@@ -116,7 +119,7 @@ class Adam:
 
     def step(self, anchor: Tensor, update: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
         def make(weights: list[Tensor]) -> torch.optim.Optimizer:
-            return torch.optim.Adam(weights, lr=self.lr, betas=self.betas, eps=self.eps)
+            return torch.optim.Adam(weights, lr=self.lr, betas=self.betas, eps=self.eps, foreach=False)
 
         return _step(make, anchor, update, memory)
 

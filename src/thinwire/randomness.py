@@ -23,13 +23,14 @@ def mix(*parts: int) -> int:
     return state
 
 
-def random_bytes(key: int, count: int, device: torch.device | str = "cpu") -> Tensor:
-    """`count` uniform bytes.
+def random_bytes(key: int, count: int, device: torch.device | str = "cpu", *, start: int = 0) -> Tensor:
+    """`count` uniform bytes of a key's stream, from its byte `start` on (a multiple of four).
 
-    returns  uint8 [count], equal for equal keys on every device
+    returns  uint8 [count], equal for equal keys on every device; random_bytes(k, n)[a:] == random_bytes(k, n - a, start=a)
     cost     one 32-bit hash (murmur3's finaliser on a counter) for four bytes
     """
-    words = torch.arange((count + 3) // 4, dtype=torch.int32, device=device)
+    assert start % 4 == 0
+    words = torch.arange(start // 4, start // 4 + (count + 3) // 4, dtype=torch.int32, device=device)
     low, high = key & 0xFFFFFFFF, key >> 32
     words.mul_(_signed(0x9E3779B1)).add_(_signed(low))
     _scramble(words)

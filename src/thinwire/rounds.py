@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from thinwire.collectives import Combined, Exchange, Residuals, combine
+from thinwire.collectives import NOBODY_FINITE, Combined, Exchange, Residuals, combine
 from thinwire.links.base import Handle, Link
 from thinwire.method import Method
 from thinwire.packet import Header
@@ -31,7 +31,7 @@ class FragmentState:
     residuals  of error feedback; this member's own
     begun      rounds begun, the same on all members
     committed  rounds that changed the state
-    idle       rounds in a row that each member was not in, by rank
+    idle       rounds in a row that each member was not in, though it should have been, by rank
     """
 
     anchor: Tensor
@@ -46,20 +46,22 @@ class FragmentState:
 class UnderWay:
     """A round between its halves.
 
-    sent  [n] the live vector when it began
-    due   local step after which it is applied
+    sent     [n] the live vector when it began
+    due      local step after which it is applied
+    counted  local steps and samples up to its beginning
     """
 
     fragment: int
     round: int
     due: int
+    counted: tuple[int, int]
     sent: Tensor
     result: Handle[Combined]
 
 
 @dataclass(frozen=True)
 class Committed:
-    """The round took effect on every member; `ranks` contributed to it."""
+    """The round took effect on every member; `ranks` took part with finite values."""
 
     step: int
     fragment: int
@@ -97,13 +99,14 @@ class Terms:
 
 def begin(
     method: Method, terms: Terms, link: Link, fragment: int, step: int, live: Tensor, weight: float,
-    state: FragmentState, *, seen: Tensor, shared: Tensor | None,
+    state: FragmentState, *, seen: Tensor, shared: Tensor | None, counted: tuple[int, int],
 ) -> tuple[UnderWay, FragmentState]:  # fmt: skip
     """Start a round beside the compute.
 
     live    [n] gradients or parameters of the fragment, a copy
     seen    [n] the anchor as the parameters hold it
     shared  [n] what all members should hold alike at this point, to be compared; None leaves it out
+    counted  local steps and samples up to here
     """
     number = state.begun
     key = terms.key(number, fragment)
@@ -125,18 +128,24 @@ def begin(
         return combine(exchange, x, weight, state.residuals, shared)
 
     handle = link.spawn(job, exchange.what)
-    return UnderWay(fragment, number, step + method.schedule.overlap, live, handle), replace(state, begun=number + 1)
+    due = step + method.schedule.overlap
+    return UnderWay(fragment, number, due, counted, live, handle), replace(state, begun=number + 1)
 
 
 def finish(
-    method: Method, under_way: UnderWay, combined: Combined, step: int, state: FragmentState, members: tuple[int, ...]
+    method: Method, under_way: UnderWay, combined: Combined, step: int, state: FragmentState, due: tuple[int, ...]
 ) -> tuple[FragmentState, Outcome]:
-    """Take the result in, or leave everything as it was."""
+    """Take the result in, or leave everything as it was (but for the count of who had nothing).
+
+    due  members that should have been in it; in gossip these are not all
+    """
     where = (step, under_way.fragment, under_way.round)
+    now = {rank: 0 if rank in combined.ranks else state.idle.get(rank, 0) + 1 for rank in due}
+    idle = {**state.idle, **now}
     if combined.update is None:
-        return state, Skipped(*where, combined.reason)
+        kept = replace(state, idle=idle) if combined.reason == NOBODY_FINITE else state
+        return kept, Skipped(*where, combined.reason)
     anchor, memory = method.outer.step(state.anchor, combined.update, state.memory)
-    idle = {rank: 0 if rank in combined.ranks else state.idle.get(rank, 0) + 1 for rank in members}
     after = replace(
         state, anchor=anchor, memory=memory, residuals=combined.residuals, committed=state.committed + 1, idle=idle
     )

@@ -57,6 +57,7 @@ def pack_under_way(under_way: UnderWay, rows: Handle[BufferRows] | None) -> dict
         "fragment": under_way.fragment,
         "round": under_way.round,
         "due": under_way.due,
+        "counted": list(under_way.counted),
         "sent": under_way.sent,
         "update": combined.update,
         "residuals": [combined.residuals.own, combined.residuals.shard],
@@ -71,8 +72,9 @@ def unpack_under_way(saved: Mapping[str, Any], device: torch.device) -> tuple[Un
     update = None if saved["update"] is None else saved["update"].to(device)
     combined = Combined(update, _residuals(saved, device), tuple(saved["ranks"]), saved["reason"])
     under_way = UnderWay(
-        saved["fragment"], saved["round"], saved["due"], saved["sent"].to(device), _Arrived(combined)
-    )
+        saved["fragment"], saved["round"], saved["due"], (saved["counted"][0], saved["counted"][1]),
+        saved["sent"].to(device), _Arrived(combined),
+    )  # fmt: skip
     rows = saved["buffers"]
     if rows is None:
         return under_way, None

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from thinwire import rounds
-from thinwire.collectives import Combined, gather_packets
+from thinwire.collectives import NO_SAMPLES, NOBODY_FINITE, Combined, gather_packets
 from thinwire.errors import ConfigError, DivergedError, LinkError, PeerLost
 from thinwire.fragments import Buffers, Fragments, digest
 from thinwire.handshake import agree
@@ -40,6 +40,7 @@ from thinwire.version import __version__
 _log = logging.getLogger("thinwire")
 
 _PATIENCE_ROUNDS = 3  # a member may contribute nothing finite this often in a row
+_PATIENCE_SCALED = 40  # the same with a GradScaler, which looks for its scale by halving: 2^16 to 2^-24
 _COMPARE_GRADIENT_STEPS = 16  # parameters are compared this often when gradients are sent: they are not free to read
 _COMPARE_ELEMENTS = 1 << 22  # anchors above this size are compared less often, in proportion
 
@@ -117,6 +118,7 @@ class Synchronizer:
         self._samples = 0
         self._counts_samples = False
         self._gradients_are_combined = False
+        self._all_overflown = False
         self._stepped = False
         self._under_way: list[tuple[UnderWay, Handle[BufferRows] | None]] = []
         self._hooks: list[Any] = []
@@ -152,7 +154,7 @@ class Synchronizer:
 
     def _facts(self) -> dict[str, str]:
         answers = {f"method.{name}": answer for name, answer in self._plan.answers().items()}
-        weights = digest(*(p for p in self._model.parameters()), *(b for b in self._model.buffers())).hex()
+        weights = digest(*self._model.parameters(), *self._buffers.persistent()).hex()
         return {
             "version": __version__,
             "model": self._fragments.schema(),
@@ -182,11 +184,13 @@ class Synchronizer:
     def combine_gradients(self) -> None:
         """Combine gradients now rather than in optimizer.step(); nothing for methods that do not send gradients."""
         if self._method_ahead().payload.kind == "gradient" and not self._gradients_are_combined:
+            self._unscale()
             self._exchange_gradients()
             self._gradients_are_combined = True
 
     def clip_grad_norm_(self, max_norm: float) -> Tensor:
-        """Clip the gradient that the step will use, and return its norm from before."""
+        """Clip the gradient that the step will use, and return its norm from before; a scaler's scale is taken out."""
+        self._unscale()
         self.combine_gradients()
         return torch.nn.utils.clip_grad_norm_(self._model.parameters(), max_norm)
 
@@ -276,9 +280,20 @@ class Synchronizer:
         self._terms = replace(self._terms, context=context)
 
     def _shared_facts(self) -> dict[str, str]:
+        """What all members must hold alike to go on together; who was lost in mid-round may be a round behind."""
         if not self._method.topology.consensus:
             return {}
-        return {f"state.fragment {f}": digest(state.anchor).hex() for f, state in enumerate(self._states)}
+        gradient = self._method.payload.kind == "gradient"
+        facts = {}
+        for f, state in enumerate(self._states):
+            model = self._fragments.gather(f) if gradient else state.anchor
+            memory = digest(model, *(value for _, value in sorted(state.memory.items())))
+            facts[f"state.fragment {f}"] = f"{memory.hex()} before round {state.begun}"
+        for under_way, _ in sorted(self._under_way, key=_order):
+            update = under_way.result.wait().update
+            told = "nothing" if update is None else digest(update).hex()
+            facts[f"state.round under way of fragment {under_way.fragment}"] = f"{told} due at step {under_way.due}"
+        return facts
 
     # --- hooks ---------------------------------------------------------------------------------------------------
 
@@ -299,8 +314,8 @@ class Synchronizer:
     def _scaled_step(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
         """GradScaler.step that keeps members together: a member with overflown gradients abstains, and none waits.
 
-        Gradients: the combined gradient is finite, so all take the step. Deltas: a step that the scaler skips counts
-        as a local step all the same.
+        Gradients: the combined gradient is finite, so all take the step, unless all have overflown: then none does.
+        Deltas: a step that the scaler skips counts as a local step all the same.
         """
         scaler = self._scaler
         assert scaler is not None
@@ -313,13 +328,20 @@ class Synchronizer:
             if not self._stepped:
                 self._tick()
             return result
+        self.combine_gradients()
+        if self._all_overflown:
+            self._tick()
+            return None
+        return optimizer.step(*args, **kwargs)
+
+    def _unscale(self) -> None:
+        if self._scaler is None:
+            return
         try:
-            scaler.unscale_(optimizer)
-        except RuntimeError as error:  # the loop has unscaled already, to clip
+            self._scaler.unscale_(self._optimizer)
+        except RuntimeError as error:  # once a step is enough: the loop has done it already, to clip
             if "already been called" not in str(error):
                 raise
-        self.combine_gradients()
-        return optimizer.step(*args, **kwargs)
 
     # --- the order of things -------------------------------------------------------------------------------------
 
@@ -331,6 +353,7 @@ class Synchronizer:
         return ahead
 
     def _exchange_gradients(self) -> None:
+        self._all_overflown = False
         self._link.local_step()
         for fragment in self._method.schedule.begins(self.step + 1, self._fragments.count):
             self._begin(fragment, self.step + 1)
@@ -360,7 +383,7 @@ class Synchronizer:
         seen = state.anchor if gradient else self._fragments.rounded(fragment, state.anchor)
         under_way, self._states[fragment] = rounds.begin(
             method, self._terms, self._link, fragment, step, live, self._weight(fragment, step), state,
-            seen=seen, shared=self._shared(fragment, state),
+            seen=seen, shared=self._shared(fragment, state), counted=(step, self._samples),
         )  # fmt: skip
         rows = self._begin_buffers(under_way) if fragment == 0 and self._buffers else None
         self._under_way.append((under_way, rows))
@@ -368,7 +391,6 @@ class Synchronizer:
 
     def _weight(self, fragment: int, step: int) -> float:
         last_step, last_samples = self._counted[fragment]
-        self._counted[fragment] = (step, self._samples)
         return float(self._samples - last_samples if self._counts_samples else step - last_step)
 
     def _shared(self, fragment: int, state: FragmentState) -> Tensor | None:
@@ -388,17 +410,17 @@ class Synchronizer:
         buffers = None if rows is None else rows.wait()
         arrived = self._link.now()
         self._under_way.remove(entry)
-        state, outcome = rounds.finish(
-            self._method, under_way, combined, self.step, self._states[fragment], self._link.members
-        )
+        due = rounds.witnesses(self._method, self._link, self._terms.key(under_way.round, fragment))
+        state, outcome = rounds.finish(self._method, under_way, combined, self.step, self._states[fragment], due)
         self._states[fragment] = state
         if isinstance(outcome, Skipped):
-            self._on_skipped(outcome)
+            self._on_skipped(outcome, state)
         else:
+            self._counted[fragment] = under_way.counted
             self._apply(under_way, combined, outcome)
             if buffers is not None:
                 self._buffers.scatter(*_average_buffers(buffers, outcome.ranks))
-            self._on_committed(outcome, state)
+            self._on_committed(outcome, state, due)
         waited = arrived - before
         encoded = min(waited, combined.encode_s)
         self.timing += Timing(
@@ -425,34 +447,53 @@ class Synchronizer:
             for name in self._fragments.names(fragment):
                 self._optimizer.state.pop(named[name], None)
 
-    def _on_committed(self, outcome: Committed, state: FragmentState) -> None:
+    @property
+    def _scales_gradients(self) -> bool:
+        return self._scaler is not None and self._scaler.is_enabled() and self._method.payload.kind == "gradient"
+
+    def _on_committed(self, outcome: Committed, state: FragmentState, due: tuple[int, ...]) -> None:
         self.committed += 1
-        expected = set(rounds.witnesses(self._method, self._link, self._terms.key(outcome.round, outcome.fragment)))
-        for rank in sorted(expected - set(outcome.ranks)):
+        patience = _PATIENCE_SCALED if self._scales_gradients else _PATIENCE_ROUNDS
+        for rank in sorted(set(due) - set(outcome.ranks)):
             _log.warning("round %d: member %d had no finite values and was left out", outcome.round, rank)
-            if state.idle[rank] >= _PATIENCE_ROUNDS:
+            if state.idle[rank] >= patience:
                 raise DivergedError(
                     f"member {rank} had no finite values in {state.idle[rank]} rounds in a row, the last at step {self.step}",
                     expected="finite parameters and gradients",
                     mend="lower its learning rate, clip its gradients, or look at its data",
                 )
 
-    def _on_skipped(self, outcome: Skipped) -> None:
+    def _on_skipped(self, outcome: Skipped, state: FragmentState) -> None:
         self.skipped += 1
         where = f"round {outcome.round}, fragment {outcome.fragment} at step {outcome.step}"
-        if outcome.reason.startswith("no member"):
-            raise DivergedError(
+        if outcome.reason == NOBODY_FINITE:
+            if state.idle[self._link.rank] >= self._patience_with_all():
+                raise DivergedError(
+                    f"{where}: {outcome.reason}",
+                    expected="finite values on at least one member",
+                    mend="resume from the last checkpoint with a lower learning rate or with clipping",
+                )
+            self._all_overflown = self._scales_gradients
+        elif self._method.payload.kind == "gradient" and outcome.reason == NO_SAMPLES:
+            raise ConfigError(
                 f"{where}: {outcome.reason}",
-                expected="finite values on at least one member",
-                mend="resume from the last checkpoint with a lower learning rate or with clipping",
+                expected="samples on at least one member, for a rule that weighs by them",
+                mend="call sync.count(samples) before the optimizer's step",
             )
-        if self._method.payload.kind == "gradient":
+        elif self._method.payload.kind == "gradient":
             raise LinkError(
                 f"{where}: {outcome.reason}",
                 expected="all members' gradients",
                 mend="look for a faulty network card or memory on the member named; resume from the last checkpoint",
             )
         _log.warning("%s was skipped (%s); its local steps go with the next round", where, outcome.reason)
+
+    def _patience_with_all(self) -> int:
+        """How often in a row nobody may have finite values: a scale is being looked for, or a partner will help."""
+        if self._scales_gradients:
+            return _PATIENCE_SCALED
+        gradient = self._method.payload.kind == "gradient"
+        return 1 if gradient or self._method.topology.consensus else _PATIENCE_ROUNDS
 
     # --- buffers -------------------------------------------------------------------------------------------------
 
@@ -462,7 +503,7 @@ class Synchronizer:
         floats, counts = self._buffers.gather()
         header = Header(round=number, sender=link.rank, context=self._terms.context)
         packet = Packet("buffers", 0, {"floats": floats, "counts": counts}, header)
-        layout: Layout = {"floats": (torch.float32, floats.numel()), "counts": (torch.int64, counts.numel())}
+        layout: Layout = {"floats": (floats.dtype, floats.numel()), "counts": (torch.int64, counts.numel())}
         channel = link.open("buffers")
 
         def job() -> BufferRows:
@@ -495,7 +536,8 @@ def _average_buffers(rows: BufferRows, ranks: tuple[int, ...]) -> tuple[Tensor, 
     """Means and maxima over the members that took part, in ascending order of rank."""
     floats = torch.stack([rows[rank][0] for rank in ranks])
     counts = torch.stack([rows[rank][1] for rank in ranks])
-    return floats.mean(dim=0), counts.amax(dim=0) if counts.numel() else counts[0]
+    # In float64 a sum of equal float32 values is exact: a buffer that is a constant stays what it is.
+    return floats.double().mean(dim=0), counts.amax(dim=0) if counts.numel() else counts[0]
 
 
 def _order(entry: tuple[UnderWay, Handle[BufferRows] | None]) -> tuple[int, int]:

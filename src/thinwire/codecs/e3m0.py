@@ -87,15 +87,15 @@ class E3M0(Codec):
     def encode(self, x: Tensor, key: int) -> Fields:
         n, device = len(x), x.device
         fields = {name: torch.empty(size, dtype=t, device=device) for name, (t, size) in self.layout(n).items()}
-        v = dither(key, n, device) if self.rounding == "stochastic" else None
         for start, stop, width in pieces(n, self.block, device):
+            v = dither(key, start, stop, device).view(-1, width) if self.rounding == "stochastic" else None
             rows = x[start:stop].reshape(-1, width)  # [r, B]
             ratio = rows.abs()
             largest = ratio.amax(dim=1)  # [r]
             largest.masked_fill_(largest < TINY, 0.0)
             fields["scale"][start // self.block :][: len(largest)] = largest
             ratio.div_(largest.masked_fill(largest == 0, torch.inf).unsqueeze(1))
-            codes = _codes(rows, ratio, None if v is None else v[start:stop].view(-1, width))
+            codes = _codes(rows, ratio, v)
             packed = pack(codes, zero=0)  # [r, B/2]
             fields["code"][start // 2 :][: packed.numel()] = packed.view(-1)
         return fields

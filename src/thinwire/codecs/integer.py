@@ -92,14 +92,14 @@ class Integer(Codec):
     def encode(self, x: Tensor, key: int) -> Fields:
         n, device = len(x), x.device
         fields = {name: torch.empty(size, dtype=t, device=device) for name, (t, size) in self.layout(n).items()}
-        v = dither(key, n, device) if self.rounding == "stochastic" else None
         for start, stop, width in pieces(n, self.block, device):
+            v = dither(key, start, stop, device).view(-1, width) if self.rounding == "stochastic" else None
             rows = x[start:stop].reshape(-1, width)  # [r, B]
             work = rows.abs()
             scale = self._scales(work.amax(dim=1))  # [r]
             fields["scale"][start // self.block :][: len(scale)] = scale
             torch.div(rows, scale.masked_fill(scale == 0, torch.inf).unsqueeze(1), out=work)
-            self._round(work, None if v is None else v[start:stop].view(-1, width))
+            self._round(work, v)
             codes = work.to(torch.int8)
             if self.bits == 8:
                 fields["code"][start:stop] = codes.view(-1)

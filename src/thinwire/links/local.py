@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -81,11 +82,12 @@ class _RandomState:
     """The global generators as one member sees them: members of one process must not draw from each other's."""
 
     def __init__(self) -> None:
-        self.torch, self.python = torch.get_rng_state(), random.getstate()
+        self.torch, self.python, self.numpy = torch.get_rng_state(), random.getstate(), np.random.get_state()
 
     def swap_in(self) -> None:
         torch.set_rng_state(self.torch)
         random.setstate(self.python)
+        np.random.set_state(self.numpy)
 
 
 class _Simulation:
@@ -107,10 +109,12 @@ class _Simulation:
     # --- turns -------------------------------------------------------------------------------------------------
 
     def run(self, work: Callable[[Link], T]) -> list[T]:
+        callers = _RandomState()
         jobs = [self.start(rank, 0.0, self._member_job(rank, work), main=True) for rank in self.members]
         self._next()
         while not self.all_ended.wait(timeout=0.2):  # a time limit keeps the main thread open to Ctrl-C
             pass
+        callers.swap_in()
         if self.errors:
             raise next((error for error in self.errors if not isinstance(error, PeerLost)), self.errors[0])
         return [cast(T, job.value) for job in jobs]
@@ -137,6 +141,7 @@ class _Simulation:
 
         def body() -> None:
             actor.turn.acquire()
+            actor.random.swap_in()
             self.local.actor = actor
             try:
                 handle.value = job()

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from thinwire.errors import ConfigError
-from thinwire.report import plots, sections
+from thinwire.report import legends, plots, sections
 from thinwire.report.markup import Html, details, element, join, section, text
 from thinwire.report.record import RunRecord
 from thinwire.report.style import STYLE_SHEET
@@ -46,12 +46,12 @@ def page(records: Sequence[RunRecord], *, title: str) -> str:
             section("In short", sections.headlines(records[0])) if len(records) == 1 else Html(""),
             section("What was run", sections.setup(records)),
             _pair(
-                _plot("Loss against time", plots.loss_against_time(records), sections.loss_legend(records)),
-                _plot("Loss against bytes sent", plots.loss_against_bytes(records), sections.bytes_legend(records)),
+                _plot("Loss against time", plots.loss_against_time(records), legends.loss_legend(records)),
+                _plot("Loss against bytes sent", plots.loss_against_bytes(records), legends.bytes_legend(records)),
             ),
-            _plot("Accuracy against time", plots.accuracy_against_time(records), sections.accuracy_legend(records)),
+            _plot("Accuracy against time", plots.accuracy_against_time(records), legends.accuracy_legend(records)),
             _pair(
-                _plot("Where the time went", plots.time_bars(records), sections.parts_legend(records)),
+                _plot("Where the time went", plots.time_bars(records), legends.parts_legend(records)),
                 section("Bytes by purpose", *sections.purposes(records)),
             ),
             section("Members", *sections.members(records)),

@@ -6,10 +6,9 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from thinwire.report import svg
 from thinwire.report.compare import best_loss, common_loss, comparison_rows, final_loss
+from thinwire.report.legends import run_label
 from thinwire.report.markup import Html, details, element, join, table, text
-from thinwire.report.plots import PARTS, glyph
 from thinwire.report.record import ANSWERS, Event, Member, RunRecord
 from thinwire.report.words import (
     ABSENT,
@@ -47,7 +46,7 @@ def comparison(records: Sequence[RunRecord]) -> list[Html]:
     head += ["Time to loss" if target is None else f"Time to loss {number_text(target)}", "Speed-up"]
     body = [
         [
-            _label(index, row.label),
+            run_label(index, row.label),
             text(number_text(row.final_loss)),
             _best(number_text(row.best_loss), row.best_loss is not None and row.best_loss == least),
             text(count_text(row.steps)),
@@ -160,55 +159,12 @@ def _columns(
     values = [[fact(record) for _, fact in facts] for record in records]
     merged = len(records) > 1 and all(column == values[0] for column in values)
     columns = values[:1] if merged else values
-    heads = [text("all runs")] if merged else [_label(i, record.label) for i, record in enumerate(records)]
+    heads = [text("all runs")] if merged else [run_label(i, record.label) for i, record in enumerate(records)]
     if len(records) == 1:
         heads = [text(records[0].label)]
     rows = [[name, *(text(column[i]) for column in columns)] for i, (name, _) in enumerate(facts)]
     shown = table([Html(""), *heads], rows, numbers_from=len(heads) + 1, caption=caption)
     return element("div", shown, class_="facts")
-
-
-def loss_legend(records: Sequence[RunRecord]) -> Html:
-    """Which curve is which run, and which loss."""
-    validated = [final_loss(record) is not None for record in records]
-    if len(records) == 1:
-        words = "validation; the fine line is the training loss" if validated[0] else "training"
-        return _legend([_mark("c0", glyph(0), words)])
-    marks = [_label(i, record.label + ("" if validated[i] else " (training loss)")) for i, record in enumerate(records)]
-    target = common_loss(records)
-    level = [] if target is None else [_mark("soft", "┈", f"reached by all: {number_text(target)}")]
-    return _legend(marks + level)
-
-
-def accuracy_legend(records: Sequence[RunRecord]) -> Html:
-    """Which curve is which run."""
-    if len(records) == 1:
-        return _legend([_mark("c0", glyph(0), "validation")])
-    return _legend([_label(i, record.label) for i, record in enumerate(records)])
-
-
-def bytes_legend(records: Sequence[RunRecord]) -> Html:
-    """The same, and who has no place on an axis of bytes."""
-    silent = [record.label for record in records if not any(point.sent_bytes for point in record.curve)]
-    note = element("p", text(f"Sent nothing: {', '.join(silent)}."), class_="soft") if silent else Html("")
-    return Html(loss_legend(records) + note)
-
-
-def parts_legend(records: Sequence[RunRecord]) -> Html:
-    """Which part of a bar is which, and whose bars they are."""
-    names = [*(name for name, _ in PARTS), "hidden communication (thin bar: beside the compute, cost no time)"]
-    whose = (
-        [element("p", text("Each bar is the mean over a run's members."), class_="soft")] if len(records) > 1 else []
-    )
-    return Html("".join([_legend([_mark(f"p{i}", "■", name) for i, name in enumerate(names)]), *whose]))
-
-
-def _legend(marks: Sequence[Html]) -> Html:
-    return element("ul", *(element("li", mark) for mark in marks), class_="legend")
-
-
-def _mark(colour: str, sign: str, words: str) -> Html:
-    return Html(element("span", text(sign), class_=colour, aria_hidden="true") + " " + text(words))
 
 
 def purposes(records: Sequence[RunRecord]) -> list[Html]:
@@ -300,13 +256,10 @@ def _per_run(
     if len(records) == 1:
         return [view(record) for record in records if has(record)]
     return [
-        details(_label(i, record.label), view(record), opened=i == 0) for i, record in enumerate(records) if has(record)
+        details(run_label(i, record.label), view(record), opened=i == 0)
+        for i, record in enumerate(records)
+        if has(record)
     ]
-
-
-def _label(index: int, label: str) -> Html:
-    """A run's label beside its mark in the plots."""
-    return _mark(f"c{index % svg.CURVES}", glyph(index), label)
 
 
 def _question(name: str, question: str) -> Html:

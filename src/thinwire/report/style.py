@@ -91,14 +91,18 @@ details > .scroll { margin-top: 8px; }
   .facts tbody th { min-width: 8em; }
 }
 @media print {
-  body { max-width: none; padding: 0; background: none; font-size: 11pt; print-color-adjust: exact; }
-  section { break-inside: avoid; border-color: #ccc; }
+  body { max-width: none; padding: 0; background: none; font-size: 9pt; print-color-adjust: exact; }
+  section { break-inside: avoid; margin-top: 12px; padding: 10px 12px; border-color: #ccc; }
   .scroll, pre { overflow: visible; max-height: none; white-space: normal; }
   pre { white-space: pre-wrap; }
+  code, pre { font-size: 8pt; }
   table { font-size: 8pt; }
   thead th { font-size: 7.5pt; }
-  th, td { padding-right: 8px; }
-  .number { white-space: normal; }
+  th, td { padding: 3px 8px 3px 0; }
+  .pair { grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 12px; }
+  .pair + .pair > section { margin-top: 0; }
+  .pair + .pair { margin-top: 12px; }
+  svg { max-width: 400px; }
   details::details-content { content-visibility: visible; height: auto; }
 }
 """
