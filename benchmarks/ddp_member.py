@@ -1,6 +1,6 @@
 """torch's DistributedDataParallel on the same work as `thinwire train`: the baseline of lab_gpt.py, run on every host.
 
-    torchrun ... benchmarks/ddp_member.py DATA SECONDS OUT.json
+torchrun ... benchmarks/ddp_member.py DATA SECONDS OUT.json
 """
 
 from __future__ import annotations

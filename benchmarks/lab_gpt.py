@@ -33,8 +33,8 @@ METHODS = {
     "every step": ["--method", "ddp"],
     "DiLoCo, every 20": ["--method", "diloco", "--every", "20"],
     "Streaming DiLoCo, every 20, 4 bits": [
-        "--method", "streaming", "--every", "20", "--fragments", "2", "--overlap", "5", "--keep", "0",
-        "--outer-lr", "0.5", "--codec", "e3m0",
+        "--method", "streaming", "--every", "20", "--fragments", "2", "--overlap", "4", "--keep", "0.5",
+        "--outer-lr", "0.7", "--codec", "e3m0",
     ],
 }  # fmt: skip
 
@@ -50,6 +50,7 @@ class Row:
     loss: float
     interface_bytes: float
     ledger_bytes: float | None
+    wait_s: float | None
 
 
 def thinwire_run(name: str, flags: Sequence[str], data: str, seconds: float, rate: float | None, seed: int) -> Row:
@@ -68,7 +69,7 @@ def thinwire_run(name: str, flags: Sequence[str], data: str, seconds: float, rat
         sent = [host.ledger.sent_bytes for host in result.hosts if host.ledger]
         return Row(
             name, seed, record["curve"][-1]["step"], record["curve"][-1]["seconds"], record["final"]["loss"],
-            _interface(result), statistics.mean(sent),
+            _interface(result), statistics.mean(sent), statistics.mean(member["wait_s"] for member in record["members"]),
         )  # fmt: skip
 
 
@@ -81,7 +82,7 @@ def ddp_run(data: str, seconds: float, rate: float | None, seed: int) -> Row:
         result = run_in_lab(LabSpec(hosts=HOSTS, rate_bits_per_s=rate), command, logs=log)
         _must_have_worked(result, log)
         told = json.loads(out.read_text())
-        return Row("torch DDP", seed, told["steps"], told["seconds"], told["loss"], _interface(result), None)
+        return Row("torch DDP", seed, told["steps"], told["seconds"], told["loss"], _interface(result), None, None)
 
 
 def _interface(result: LabResult) -> float:
@@ -97,15 +98,17 @@ def _must_have_worked(result: LabResult, log: Path) -> None:
 def table(rows: Sequence[Row]) -> str:
     """Markdown, one line a run."""
     lines = [
-        "| method | seed | steps | s/step | valid loss | MB sent per host (interface) | ledger MB | interface/ledger |",
-        "|---|---|---|---|---|---|---|---|",
+        "| method | seed | steps | s/step | valid loss | MB sent per host (interface) | ledger MB | interface/ledger "
+        "| waited for the link |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         ledger = "" if row.ledger_bytes is None else f"{row.ledger_bytes / 1e6:.2f}"
         ratio = "" if row.ledger_bytes is None else f"{row.interface_bytes / row.ledger_bytes:.4f}"
+        waited = "" if row.wait_s is None else f"{row.wait_s:.1f} s"
         lines.append(
             f"| {row.name} | {row.seed} | {row.steps} | {row.seconds / row.steps:.3f} | {row.loss:.3f} "
-            f"| {row.interface_bytes / 1e6:.2f} | {ledger} | {ratio} |"
+            f"| {row.interface_bytes / 1e6:.2f} | {ledger} | {ratio} | {waited} |"
         )
     return "\n".join(lines)
 
@@ -128,6 +131,7 @@ def main() -> None:
             print(table(rows[-1:]), flush=True)
         last, flags = list(METHODS.items())[-1]
         rows.append(thinwire_run(f"{last}, no rate limit", flags, args.data, args.seconds, None, seed))
+        print(table(rows[-1:]), flush=True)
     limited = [row.seconds / row.steps for row in rows if row.name == last]
     free = [row.seconds / row.steps for row in rows if row.name.endswith("no rate limit")]
     memory = psutil.virtual_memory().total / 2**30

@@ -45,7 +45,7 @@ def test_a_rule_is_pure_keeps_shape_and_returns_a_single_row_as_it_is(name, rows
 def test_a_result_lies_within_the_range_of_the_rows(name, rows):
     """Means by up to m roundings of sums of at most m |x|."""
     combined = RULES[name].combine(rows, weights(rows))
-    slack = 2.0**-23 * len(rows) * rows.abs().amax(dim=0)
+    slack = 2.0**-23 * len(rows) * rows.abs().amax(dim=0) + 2.0**-126
     assert bool((combined >= rows.amin(dim=0) - slack).all())
     assert bool((combined <= rows.amax(dim=0) + slack).all())
 
@@ -53,14 +53,14 @@ def test_a_result_lies_within_the_range_of_the_rows(name, rows):
 @given(rows=rows_of)
 def test_trimming_nothing_is_the_mean(rows):
     """Within the rounding of m sums in another order."""
-    slack = 2.0**-23 * len(rows) * rows.abs().amax().item()
+    slack = 2.0**-23 * len(rows) * rows.abs().amax().item() + 2.0**-126
     a, b = TrimmedMean(0.0).combine(rows, weights(rows)), Mean().combine(rows, weights(rows))
     assert torch.allclose(a, b, rtol=0, atol=slack)
 
 
 @given(rows=rows_of)
 def test_equal_weights_are_the_mean(rows):
-    slack = 2.0**-22 * len(rows) * rows.abs().amax().item()
+    slack = 2.0**-22 * len(rows) * rows.abs().amax().item() + 2.0**-126  # below it floats have fewer digits
     ours = WeightedMean().combine(rows, torch.full((len(rows),), 3.0, dtype=torch.float64))
     assert torch.allclose(ours, Mean().combine(rows, weights(rows)), rtol=0, atol=slack)
 
@@ -70,7 +70,7 @@ def test_equal_weights_are_the_mean(rows):
 def test_robust_rules_stay_within_the_honest_range(rule, data, liars):
     """Five members; at most two lie, with whatever they like."""
     honest = data.draw(arrays("float32", (5 - liars, 3), elements=st.floats(-10, 10, width=32)))
-    lies = data.draw(arrays("float32", (liars, 3), elements=st.floats(-1e30, 1e30, width=32)))
+    lies = data.draw(arrays("float32", (liars, 3), elements=st.floats(-(2.0**100), 2.0**100, width=32)))
     rows = torch.from_numpy(honest), torch.from_numpy(lies)
     combined = rule.combine(torch.cat(rows), torch.ones(5, dtype=torch.float64))
     assert bool((combined >= rows[0].amin(dim=0)).all())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from importlib import import_module
 
 import pytest
 import torch
@@ -96,8 +97,8 @@ def test_nothing_given_is_changed(outer):
 
 def test_gradients_are_not_overwritten_by_batched_optimizers(monkeypatch):
     """On GPUs torch batches by default, which writes into the gradient; as if this were one."""
-    monkeypatch.setattr(torch.optim.sgd, "_default_to_fused_or_foreach", lambda *_, **__: (False, True))
-    monkeypatch.setattr(torch.optim.adam, "_default_to_fused_or_foreach", lambda *_, **__: (False, True))
+    for module in ("torch.optim.sgd", "torch.optim.adam"):
+        monkeypatch.setattr(import_module(module), "_default_to_fused_or_foreach", lambda *_, **__: (False, True))
     for outer in (Nesterov(0.7, 0.9), Adam()):
         test_nothing_given_is_changed(outer)
 

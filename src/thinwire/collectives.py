@@ -385,7 +385,9 @@ def _same(digests: Mapping[int, bytes], what: str) -> None:
     )
 
 
-def gather_packets(channel: Channel, rank: int, ranks: Iterable[int], packet: Packet, layout: Layout, what: str) -> dict[int, Packet]:
+def gather_packets(
+    channel: Channel, rank: int, ranks: Iterable[int], packet: Packet, layout: Layout, what: str
+) -> dict[int, Packet]:
     """Every rank's packet of one kind and codec, by rank.
 
     layout  an upper bound of the fields' sizes

@@ -37,7 +37,9 @@ class ThinwireError(Exception):
         return _rebuild, (type(self), self.wrong, self.expected, self.mend, self.__dict__)
 
 
-def _rebuild(kind: type[ThinwireError], wrong: str, expected: str, mend: str, extra: dict[str, object]) -> ThinwireError:
+def _rebuild(
+    kind: type[ThinwireError], wrong: str, expected: str, mend: str, extra: dict[str, object]
+) -> ThinwireError:
     """Pickle support (errors cross process borders in test runners and launchers)."""
     error = ThinwireError.__new__(kind)
     ThinwireError.__init__(error, wrong, expected=expected, mend=mend)

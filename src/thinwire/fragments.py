@@ -53,7 +53,9 @@ class Fragments:
         """A copy of the gradients; absent ones are zero.  float32 [n]"""
         for name, p in self._parts[fragment]:
             _check_dense(name, p.grad)
-        return self._flat([torch.zeros_like(p) if p.grad is None else p.grad.detach() for _, p in self._parts[fragment]])
+        return self._flat(
+            [torch.zeros_like(p) if p.grad is None else p.grad.detach() for _, p in self._parts[fragment]]
+        )
 
     @torch.no_grad()
     def scatter_gradients(self, fragment: int, vector: Tensor) -> None:
@@ -85,7 +87,7 @@ class Fragments:
         return torch.cat([tensor.reshape(-1).to(self.device, torch.float32) for tensor in tensors])
 
     def _pieces(self, fragment: int, vector: Tensor) -> tuple[Tensor, ...]:
-        return vector.split([p.numel() for _, p in self._parts[fragment]])
+        return vector.split_with_sizes([p.numel() for _, p in self._parts[fragment]])
 
 
 class Buffers:
@@ -123,7 +125,7 @@ class Buffers:
     def scatter(self, floats: Tensor, counts: Tensor) -> None:
         """Write them back."""
         for buffers, values in ((self._floats, floats), (self._counts, counts)):
-            for buffer, piece in zip(buffers, values.split([b.numel() for b in buffers]), strict=True):
+            for buffer, piece in zip(buffers, values.split_with_sizes([b.numel() for b in buffers]), strict=True):
                 buffer.copy_(piece.view_as(buffer))
 
 
@@ -131,7 +133,7 @@ def digest(*tensors: Tensor) -> bytes:
     """64 bits of the raw bytes: what members compare to know that they hold the same."""
     state = hashlib.blake2b(digest_size=8)
     for tensor in tensors:
-        state.update(memoryview(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()))
+        state.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return state.digest()
 
 

@@ -33,7 +33,9 @@ def agree(link: Link, facts: Mapping[str, str]) -> int:
     told = {"wire version": str(WIRE_VERSION), **facts}
     text = json.dumps(told, sort_keys=True).encode()
     if len(text) > _MOST_BYTES:
-        raise ConfigError(f"{len(text)} bytes to agree on", expected=f"at most {_MOST_BYTES}", mend="use shorter options")
+        raise ConfigError(
+            f"{len(text)} bytes to agree on", expected=f"at most {_MOST_BYTES}", mend="use shorter options"
+        )
     packet = Packet(
         "json",
         0,

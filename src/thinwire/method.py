@@ -77,7 +77,9 @@ class Phases:
 
     def __post_init__(self) -> None:
         if self.switch < 1:
-            raise ConfigError(f"switch={self.switch}", expected="local step 1 or later", mend="use the second method alone")
+            raise ConfigError(
+                f"switch={self.switch}", expected="local step 1 or later", mend="use the second method alone"
+            )
         if self.first.schedule.overlap:
             raise ConfigError(
                 "the first phase overlaps its rounds with compute",
@@ -100,7 +102,10 @@ class Phases:
     def answers(self) -> dict[str, str]:
         """Both methods' answers in words."""
         first, then = self.first.answers(), self.then.answers()
-        return {name: f"{first[name]} to step {self.switch}, then {then[name]}" for name in first}
+        return {
+            name: answer if answer == then[name] else f"{answer} to step {self.switch}, then {then[name]}"
+            for name, answer in first.items()
+        }
 
 
 def _check_ends_together(first: Method, switch: int) -> None:

@@ -6,6 +6,7 @@ comes out as a value; nothing that was given is changed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -81,15 +82,15 @@ class SGD:
         _check(self.lr, self.momentum)
         if self.nesterov and self.momentum == 0:
             raise ConfigError(
-                "Nesterov's step without momentum", expected="momentum above 0", mend="set momentum=0.9, or nesterov off"
+                "Nesterov's step without momentum",
+                expected="momentum above 0",
+                mend="set momentum=0.9, or nesterov off",
             )
 
     def step(self, anchor: Tensor, update: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
         def make(weights: list[Tensor]) -> torch.optim.Optimizer:
             # foreach=False, here and below: torch's batched variant, its default on GPUs, overwrites the gradient.
-            return torch.optim.SGD(
-                weights, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov, foreach=False
-            )
+            return torch.optim.SGD(weights, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov, foreach=False)
 
         return _step(make, anchor, update, memory)
 
@@ -115,7 +116,10 @@ class Adam:
     accepts: Kind = field(default="delta", init=False, repr=False)
 
     def __post_init__(self) -> None:
-        _check(self.lr, max(self.betas))
+        for beta in self.betas:
+            _check(self.lr, beta)
+        if not self.eps > 0:
+            raise ConfigError(f"outer eps={self.eps}", expected="a number above 0", mend="1e-3 is the paper's value")
 
     def step(self, anchor: Tensor, update: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
         def make(weights: list[Tensor]) -> torch.optim.Optimizer:
@@ -189,7 +193,7 @@ def _step(
 
 
 def _check(lr: float, momentum: float) -> None:
-    if lr <= 0:
+    if not 0 < lr < math.inf:
         raise ConfigError(f"outer lr={lr}", expected="a number above 0", mend="0.7 for DiLoCo, 1.0 to average")
     if not 0 <= momentum < 1:
         raise ConfigError(f"outer momentum={momentum}", expected="a number in [0, 1)", mend="0.9 for DiLoCo")

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from thinwire.collectives import Combined, Residuals
 from thinwire.links.base import Handle

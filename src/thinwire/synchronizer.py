@@ -136,7 +136,9 @@ class Synchronizer:
             self._scaler.step = self._scaled_step  # type: ignore[method-assign]
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         try:
             if error is None:
                 self.finish()
@@ -527,7 +529,7 @@ def broadcast(model: nn.Module, link: Link) -> None:
     packet = Packet("raw", 0, {"bytes": mine}, header)
     channel = link.open("broadcast")
     found = gather_packets(channel, link.rank, link.members, packet, {"bytes": (torch.uint8, raw.numel())}, "broadcast")
-    pieces = found[0].fields["bytes"].split([value.numel() * value.element_size() for value in tensors])
+    pieces = found[0].fields["bytes"].split_with_sizes([value.numel() * value.element_size() for value in tensors])
     for value, piece in zip(tensors, pieces, strict=True):
         value.copy_(piece.clone().view(value.dtype).view(value.shape))
 

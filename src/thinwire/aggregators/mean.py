@@ -39,8 +39,8 @@ class WeightedMean:
     weighs: bool = field(default=True, init=False, repr=False)
 
     def combine(self, rows: Tensor, weights: Tensor) -> Tensor:
-        shares = (weights / weights.sum()).tolist()
-        total = rows[0] * shares[0]
+        shares: list[float] = (weights / weights.sum()).tolist()
+        total: Tensor = rows[0] * shares[0]
         for row, share in zip(rows[1:], shares[1:], strict=True):
             total += row * share
         return total

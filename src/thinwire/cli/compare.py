@@ -49,7 +49,10 @@ def compare(words: tuple[str, ...], methods: str | None, as_json: bool) -> int:
             "one run to compare", expected="two or more", mend="name several files, or --methods ddp,diloco,streaming"
         )
     folder = Path(bases[0][1].out).parent / "compare"
-    records = carry_out([(label, replace(run, out=str(folder / f"{index}-{label}"))) for index, (label, run) in enumerate(runs)], as_json)
+    records = carry_out(
+        [(label, replace(run, out=str(folder / f"{index}-{label}"))) for index, (label, run) in enumerate(runs)],
+        as_json,
+    )
     if records is None:
         return INTERRUPTED
     conclude(records, folder / REPORT, " against ".join(label for label, _ in runs), as_json)
@@ -79,7 +82,11 @@ def conclude(records: Sequence[RunRecord], report: Path, title: str, as_json: bo
     if as_json:
         for record in records:
             JsonLines(sys.stdout).write(
-                "compared", label=record.label, final=dict(record.final), sent_bytes=record.sent_bytes, seconds=record.seconds
+                "compared",
+                label=record.label,
+                final=dict(record.final),
+                sent_bytes=record.sent_bytes,
+                seconds=record.seconds,
             )
         return
     console = Console()

@@ -19,7 +19,7 @@ from thinwire.units import Duration, Rate
 METHODS = {
     "every step": MethodOptions("ddp"),
     "diloco": MethodOptions("diloco", {"every": 20, "outer_lr": 0.7}),
-    "streaming": MethodOptions("streaming", {"every": 20, "fragments": 2, "overlap": 5, "outer_lr": 0.5, "keep": 0.0}),
+    "streaming": MethodOptions("streaming", {"every": 20, "fragments": 2, "overlap": 4, "outer_lr": 0.7, "keep": 0.5}),
 }
 
 

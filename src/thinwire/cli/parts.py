@@ -12,11 +12,17 @@ from rich.table import Table
 
 from thinwire.options import unknown
 
+QUESTIONS = ("when?", "what?", "how?", "to whom?", "merged how?", "and then?")
+_PROMISES = {
+    "lossless": "lossless", "unbiased": "unbiased", "linear": "linear", "wants_feedback": "wants feedback"
+}  # fmt: skip
+
 
 @click.command()
 @click.argument("name", required=False)
 def methods(name: str | None) -> None:
     """List the methods, or show one: its rule, options, size and source."""
+    from thinwire.codecs.cards import signature
     from thinwire.methods import METHODS
 
     console = Console()
@@ -25,16 +31,18 @@ def methods(name: str | None) -> None:
             raise unknown(f"there is no method {name!r}", name, METHODS, what="one of")
         made = METHODS[name]
         module = sys.modules[made.__module__]
-        console.print(f"[bold]{name}[/]{escape(str(inspect.signature(made)).split(' ->')[0])}", highlight=False)
+        console.print(f"[bold]{escape(signature(name, made))}[/]\n", highlight=False)
         console.print(escape(inspect.getdoc(module) or ""), highlight=False)
         return
-    table = Table(title="Methods as six answers (defaults)", header_style="bold")
-    for heading in ("name", "when?", "what?", "how?", "to whom?", "merged how?", "and then?"):
-        table.add_column(heading, overflow="fold")
     for each, make in METHODS.items():
-        table.add_row(f"[bold]{each}[/]", *(escape(answer) for answer in make().answers().values()))
-    console.print(table)
-    console.print("Options and sources of one: thinwire methods NAME", highlight=False)
+        console.print(
+            f"[bold]{each}[/]  {escape(_first_sentence(sys.modules[make.__module__].__doc__))}", highlight=False
+        )
+        table = Table.grid(padding=(0, 2))
+        for question, answer in zip(QUESTIONS, make().answers().values(), strict=True):
+            table.add_row(f"  {question}", escape(answer))
+        console.print(table)
+    console.print("\nOptions, size, error and source of one: thinwire methods NAME", highlight=False)
 
 
 @click.command()
@@ -51,20 +59,20 @@ def codecs(name: str | None) -> None:
         console.print(f"[bold]{escape(card.signature)}[/]\n\n{escape(card.card)}\n", highlight=False)
         console.print(f"{card.example}: {card.bits_per_element:.3f} bits an element, for a million", highlight=False)
         return
-    table = Table(title="Codecs", header_style="bold")
-    for heading in ("codec", "bits/element", "lossless", "unbiased", "linear", "feedback", "what it does"):
-        table.add_column(heading, overflow="fold", justify="right" if heading == "bits/element" else "left")
+    table = Table(header_style="bold", box=None, padding=(0, 2, 0, 0))
+    for heading in ("codec", "bits", "promises", "what it does"):
+        table.add_column(heading, justify="right" if heading == "bits" else "left")
     for each in CODECS:
         card = describe(each)
-        told = [_tick(getattr(card.traits, trait)) for trait in ("lossless", "unbiased", "linear", "wants_feedback")]
-        table.add_row(f"[bold]{escape(card.signature)}[/]", f"{card.bits_per_element:.3f}", *told, escape(card.summary))
+        promises = [word for trait, word in _PROMISES.items() if getattr(card.traits, trait)]
+        table.add_row(f"[bold]{each}[/]", f"{card.bits_per_element:.2f}", ", ".join(promises), escape(card.summary))
     console.print(table)
     console.print(
-        "Joined with |, as in 'topk(1/64) | int4 | zstd'; error feedback goes around: 'feedback(int4)'.\n"
+        "\nbits: for each element of a million. Joined with |, as in 'topk(1/64) | int4 | zstd'; error feedback goes around: 'feedback(int4)'.\n"
         "One of them in full: thinwire codecs NAME",
         highlight=False,
     )
 
 
-def _tick(yes: bool) -> str:
-    return "yes" if yes else ""
+def _first_sentence(card: str | None) -> str:
+    return " ".join((card or "").split("\n\n")[0].split())

@@ -100,7 +100,7 @@ class _Simulation:
         self.up_free = [0.0] * members
         self.down_free = [0.0] * members
         self.mail: dict[tuple[int, int, int, int], tuple[float, Tensor]] = {}  # channel, turn, from, to -> due, buffer
-        self.left: dict[int, str] = {}  # rank -> why it ended
+        self.left: dict[int, tuple[str, float]] = {}  # rank -> why it ended, and when
         self.actors: list[_Actor] = []
         self.local = threading.local()
         self.all_ended = threading.Event()
@@ -129,7 +129,7 @@ class _Simulation:
                 self.errors.append(error)
                 raise
             finally:
-                self.left[rank] = why
+                self.left[rank] = why, self.me.time_s
 
         return job
 
@@ -188,8 +188,8 @@ class _Simulation:
             chosen.turn.release()
             actor.turn.acquire()
             actor.random.swap_in()
-        assert actor.ready_at is not None
-        actor.time_s = max(actor.time_s, actor.ready_at)
+        # Whoever gave the turn back has set it; the type checker cannot see other threads.
+        actor.time_s = max(actor.time_s, cast("float", actor.ready_at))
         return not actor.timed_out
 
     @property
@@ -216,13 +216,13 @@ class _Simulation:
             missing = [rank for rank in senders if keys[rank] not in self.mail]
             if not missing:
                 return max((self.mail[key][0] for key in keys.values()), default=0.0)
-            return 0.0 if any(rank in self.left for rank in missing) else None  # it learns of the loss at once
+            return min((self.left[rank][1] for rank in missing if rank in self.left), default=None)  # learnt at once
 
         in_time = self.pause(until=arrived, limit_s=self.patience_s)
         missing = [rank for rank in senders if keys[rank] not in self.mail]
         gone = [rank for rank in missing if rank in self.left]
         if gone:
-            raise PeerLost(gone, during=what, why=self.left[gone[0]])
+            raise PeerLost(gone, during=what, why=self.left[gone[0]][0])
         if not in_time:
             raise PeerLost(missing, during=what, why=f"no answer within {self.patience_s:g} simulated seconds")
         return {rank: self.mail.pop(key)[1] for rank, key in keys.items()}

@@ -26,6 +26,7 @@ import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import Store, TCPStore, rendezvous  # type: ignore[attr-defined]
 
 from thinwire.errors import ConfigError, LinkError, PeerLost
 from thinwire.links.base import Channel, Link
@@ -76,7 +77,9 @@ def join(
     raises     ConfigError for a request that cannot be met, LinkError if the group does not form in time
     """
     if backend not in ("gloo", "nccl"):
-        raise ConfigError(f"backend {backend!r}", expected="gloo or nccl", mend="use gloo unless every member has a GPU")
+        raise ConfigError(
+            f"backend {backend!r}", expected="gloo or nccl", mend="use gloo unless every member has a GPU"
+        )
     if address is None and not dist.is_initialized() and "RANK" not in os.environ:
         _log.warning("no group was named (address, torchrun): this member trains alone")
         yield alone()
@@ -105,7 +108,7 @@ def _form_group(
     if address is None:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         with _telling(f"the meeting point {where}", limit_s):
-            store, rank, world = next(dist.rendezvous("env://", timeout=limit))
+            store, rank, world = next(rendezvous("env://", timeout=limit))
         host = os.environ.get("MASTER_ADDR", "localhost")
     else:
         host, port = _host_port(address)
@@ -117,7 +120,7 @@ def _form_group(
             )
         try:
             with _telling(f"member 0 at {address}", limit_s):
-                store = dist.TCPStore(host, port, world, is_master=rank == 0, timeout=limit, wait_for_workers=False)
+                store = TCPStore(host, port, world, is_master=rank == 0, timeout=limit, wait_for_workers=False)
         except (RuntimeError, OSError) as error:
             raise _no_meeting(address, rank, str(error)) from error
     assert rank is not None
@@ -162,18 +165,23 @@ def _choose_interface(host: str) -> None:
             return
 
 
-def _roll_call(store: dist.Store, rank: int, world: int, limit_s: float) -> None:
-    """Wait until every member has signed in, naming those who have not."""
-    store.set(f"thinwire/here/{rank}", b"1")
-    start, told = time.monotonic(), time.monotonic()
-    while missing := [peer for peer in range(world) if not store.check([f"thinwire/here/{peer}"])]:
-        now = time.monotonic()
-        if now - start > limit_s:
+def _roll_call(store: Store, rank: int, world: int, limit_s: float) -> None:
+    """Wait until every member has signed in, naming those who have not; the store is not asked more than it must be."""
+    keys = [f"thinwire/here/{peer}" for peer in range(world)]
+    store.set(keys[rank], "1")
+    start = time.monotonic()
+    while True:
+        left_s = limit_s - (time.monotonic() - start)
+        try:
+            store.wait(keys, timedelta(seconds=max(0.1, min(_TELL_AFTER_S, left_s))))
+            return
+        except (dist.DistStoreError, RuntimeError):
+            missing = [peer for peer, key in enumerate(keys) if not store.check([key])]
+        left_s = limit_s - (time.monotonic() - start)
+        if missing and left_s <= 0:
             raise PeerLost(missing, during="joining", why=f"not there after {limit_s:g} s")
-        if now - told > _TELL_AFTER_S:
-            told = now
-            _log.warning("waiting for %s to join (gives up in %.0f s)", _names(missing), limit_s - (now - start))
-        time.sleep(0.05)
+        if missing:
+            _log.warning("waiting for %s to join (gives up in %.0f s)", _names(missing), left_s)
 
 
 @contextmanager
@@ -353,7 +361,7 @@ def _await_all(waits: list[tuple[int, Future[bool]]], limit_s: float, what: str)
             _log.warning("%s: waiting for %s (gives up in %.0f s)", what, _names(pending), limit_s - (now - start))
         with changed:
             changed.wait_for(
-                lambda: any(future.done() for rank, future in waits if rank in pending),  # noqa: B023
+                lambda: any(future.done() for rank, future in waits if rank in pending),
                 timeout=min(_TELL_AFTER_S, 0.05 + limit_s - (now - start)),
             )
     failures = {rank: future.exception() for rank, future in waits if future.done() and future.exception() is not None}
@@ -367,7 +375,7 @@ def _nccl(
     group: dist.ProcessGroup, outgoing: Outgoing, incoming: Incoming, limit_s: float, what: str
 ) -> dict[int, Tensor]:
     """Send and receive over NCCL, on a stream of its own, polled so that a time limit can be kept."""
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     with torch.cuda.stream(stream):
         buffers = {rank: torch.empty(most, dtype=torch.uint8, device="cuda") for rank, (most, _) in incoming.items()}
         staged = {rank: buffer.cuda() for rank, (buffer, _) in outgoing.items()}
@@ -375,11 +383,11 @@ def _nccl(
         ops += [dist.P2POp(dist.isend, buffer, rank, group) for rank, buffer in staged.items()]
         for work in dist.batch_isend_irecv(ops) if ops else []:
             work.wait()  # NCCL: makes the stream wait, not the caller
-        done = torch.cuda.Event()
+        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         done.record(stream)
     start = told = time.monotonic()
     peers = set(outgoing) | set(incoming)
-    while not done.query():
+    while not done.query():  # type: ignore[no-untyped-call]
         now = time.monotonic()
         if now - start > limit_s:
             raise PeerLost(peers, during=what, why=f"no answer within {limit_s:.0f} s")

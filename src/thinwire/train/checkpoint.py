@@ -122,5 +122,5 @@ def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
 def _digest(tensors: Mapping[str, Tensor], tree: str) -> str:
     state = hashlib.blake2b(tree.encode(), digest_size=16)
     for name in sorted(tensors):
-        state.update(memoryview(tensors[name].contiguous().view(-1).view(torch.uint8).numpy()))
+        state.update(tensors[name].contiguous().view(-1).view(torch.uint8).numpy().data)
     return state.hexdigest()

@@ -42,7 +42,9 @@ class Terminal:
             transient=False,
         )
         self._progress.start()
-        self._task = self._progress.add_task(escape(label), total=run.steps, completed=step, told="waiting for all members")
+        self._task = self._progress.add_task(
+            escape(label), total=run.steps, completed=step, told="waiting for all members"
+        )
 
     def progress(self, step: int, statuses: Mapping[int, Status]) -> None:
         if self._progress is None:
@@ -88,10 +90,14 @@ class JsonLines:
         self._stream = stream
 
     def started(self, run: Run, members: int, parameters: int, step: int) -> None:
-        self.write("started", method=run.method.name, members=members, parameters=parameters, step=step, steps=run.steps)
+        self.write(
+            "started", method=run.method.name, members=members, parameters=parameters, step=step, steps=run.steps
+        )
 
     def progress(self, step: int, statuses: Mapping[int, Status]) -> None:
-        self.write("progress", step=step, members=[asdict(status) | {"rank": rank} for rank, status in statuses.items()])
+        self.write(
+            "progress", step=step, members=[asdict(status) | {"rank": rank} for rank, status in statuses.items()]
+        )
 
     def evaluated(self, point: Point) -> None:
         self.write("evaluated", **asdict(point))

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 import torch
-import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from thinwire.config import Run, SimulatedLink, TorchLink, dump
 from thinwire.errors import ConfigError, LinkError
@@ -159,15 +159,21 @@ def _spawned(run: Run, link: TorchLink, resume: bool, machine_readable: bool) ->
     command += ["--json"] if machine_readable else []
     command += ["--resume", str(folder)] if resume else []
     # The parent keeps the meeting point, so that no port is chosen twice and no member has to come first.
-    store = dist.TCPStore("127.0.0.1", 0, None, is_master=True, timeout=timedelta(seconds=300), wait_for_workers=False)
+    store = TCPStore("127.0.0.1", 0, None, is_master=True, timeout=timedelta(seconds=300), wait_for_workers=False)
     members = []
     for index in range(run.workers):
         environment = {**os.environ, **_member_environment(run, link, index, store.port)}
-        words = command if link.address is None else [*command, "--link.rank", str((link.rank or 0) + index), "--workers", "1"]
+        words = (
+            command
+            if link.address is None
+            else [*command, "--link.rank", str((link.rank or 0) + index), "--workers", "1"]
+        )
         output = None if index == 0 else logs[index].open("wb")
         # A session of its own: Ctrl-C in the terminal reaches us alone, and we pass it on.
         members.append(
-            subprocess.Popen(words, env=environment, stdout=output, stderr=output and subprocess.STDOUT, start_new_session=True)
+            subprocess.Popen(
+                words, env=environment, stdout=output, stderr=output and subprocess.STDOUT, start_new_session=True
+            )
         )
     code = _wait(members)
     if code == 130:

@@ -11,7 +11,7 @@ import json
 import logging
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,7 +38,6 @@ from thinwire.train.tasks import Task
 
 _log = logging.getLogger("thinwire")
 
-_CALL_EVERY = 10  # local steps between roll calls
 _MOST_FACTS_BYTES = 1 << 16
 
 
@@ -140,7 +139,8 @@ class _Session:
         self.calls = RollCall(link)
         self.losses: list[torch.Tensor] = []
         self.evaluations: dict[int, dict[str, float]] = {}
-        self.ends_early = False
+        self.asked_to_stop = False
+        self.time_is_up = False
         self.start = link.now()
 
     # --- the order of things -------------------------------------------------------------------------------------
@@ -156,11 +156,12 @@ class _Session:
             if sync.step == 0:
                 self._evaluate()
                 self._call()
-            while sync.step < self.run.steps and not self.ends_early:
+            while sync.step < self.run.steps and not self.asked_to_stop and not self.time_is_up:
                 self._local_step()
                 self._after_step()
+            ended = sync.step >= self.run.steps or self.time_is_up
             self._take_in(self.calls.last())
-            if self.ends_early and sync.step < self.run.steps:
+            if not ended:
                 self._save()
                 self.display.stopped(sync.step, self.folder)
                 return None
@@ -201,9 +202,9 @@ class _Session:
         evaluates = run.eval_every > 0 and step % run.eval_every == 0 and step < run.steps
         if evaluates:
             self._evaluate()
-        if evaluates or step % _CALL_EVERY == 0:
+        if evaluates or self.calls.due(step):
             self._call()
-        if run.checkpoint_every and step % run.checkpoint_every == 0 and step < run.steps and not self.ends_early:
+        if run.checkpoint_every and step % run.checkpoint_every == 0 and step < run.steps and not self.asked_to_stop:
             self._save()
 
     def _end(self) -> RunRecord:
@@ -222,16 +223,15 @@ class _Session:
         now = self._whole()
         sent, received = _totals(now)
         late = self.run.max_time != "unlimited" and now.seconds >= self.run.max_time.seconds
-        status = Status(
-            self.sync.step, now.seconds, loss, now.samples, now.tokens, sent, received, self.stops() or late
-        )
+        status = Status(self.sync.step, now.seconds, loss, now.samples, now.tokens, sent, received, self.stops(), late)
         self._take_in(self.calls.call(status))
 
     def _take_in(self, statuses: Mapping[int, Status] | None) -> None:
         """What all members told one call ago: progress to show, a point of the curve, a wish to stop."""
         if statuses is None:
             return
-        self.ends_early = self.ends_early or any(status.stops for status in statuses.values())
+        self.asked_to_stop = self.asked_to_stop or any(status.stops for status in statuses.values())
+        self.time_is_up = self.time_is_up or any(status.late for status in statuses.values())
         step = statuses[0].step
         self.display.progress(step, statuses)
         evaluation = self.evaluations.pop(step, None)
@@ -246,6 +246,9 @@ class _Session:
             valid_loss=None if evaluation is None else evaluation.get("loss"),
             accuracy=None if evaluation is None else evaluation.get("accuracy"),
         )
+        if self.here.points and self.here.points[-1].step == step:  # evaluated after a call at the same step
+            before = self.here.points.pop()
+            point = replace(point, train_loss=before.train_loss)
         self.here.points.append(point)
         if evaluation is not None:
             self.display.evaluated(point)

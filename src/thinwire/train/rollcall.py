@@ -17,6 +17,8 @@ from thinwire.links.base import Handle, Link
 from thinwire.packet import Header, Kind, Packet
 
 _MOST_BYTES = 1024
+_PACE_S = 2.0  # of the link's clock between calls,
+_MOST_STEPS = 50  # but never more steps than these
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Status:
 
     loss   mean training loss since the last call
     stops  it was asked to stop
+    late   its time is up
     """
 
     step: int
@@ -35,6 +38,7 @@ class Status:
     sent_bytes: int
     received_bytes: int
     stops: bool
+    late: bool
 
 
 class RollCall:
@@ -43,12 +47,29 @@ class RollCall:
     def __init__(self, link: Link) -> None:
         self._link = link
         self._asked: Handle[dict[int, Status]] | None = None
+        self._every = self._next = 1
+        self._before: Status | None = None
+
+    def _pace(self, answered: Mapping[int, Status]) -> None:
+        """About a call every two seconds, by member 0's clock."""
+        status, before = answered[0], self._before
+        self._before = status
+        if before is not None and status.step > before.step and status.seconds > before.seconds:
+            steps_per_s = (status.step - before.step) / (status.seconds - before.seconds)
+            self._every = max(1, min(_MOST_STEPS, round(_PACE_S * steps_per_s)))
 
     def call(self, status: Status) -> dict[int, Status] | None:
         """Tell this member's status; what all told at the last call, by rank, if there was one."""
-        answered = None if self._asked is None else self._asked.wait()
+        answered = self.last()
+        if answered is not None:
+            self._pace(answered)
+        self._next = status.step + self._every
         self._asked = self._ask(status)
         return answered
+
+    def due(self, step: int) -> bool:
+        """Whether to call after this step; the same on all members, since it follows from what all were told."""
+        return step >= self._next
 
     def last(self) -> dict[int, Status] | None:
         """What all told at the last call."""

@@ -1,0 +1,41 @@
+"""Every Python snippet of the README and of docs/ runs, in order, file by file, in an empty folder."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md")])
+SNIPPET = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def snippets(page: Path) -> str:
+    return "\n".join(SNIPPET.findall(page.read_text()))
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if snippets(page)], ids=lambda page: page.name)
+def test_the_snippets_of_a_page_run(page, tmp_path):
+    script = tmp_path / "snippets.py"
+    script.write_text(snippets(page))
+    done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_pages_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_commands_named_in_the_readme_exist():
+    from thinwire.cli import cli
+
+    known = set(cli.list_commands(None))
+    named = set(re.findall(r"^(?:\.venv/bin/)?thinwire (\w+)", (ROOT / "README.md").read_text(), re.MULTILINE))
+    assert named <= known
+    assert "demo" in (ROOT / "README.md").read_text()

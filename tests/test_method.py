@@ -1,0 +1,205 @@
+"""Composition: what makes no sense is refused in words; every option is part of the answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import pytest
+
+from thinwire.aggregators import Mean, Median, TrimmedMean, WeightedMean
+from thinwire.codecs import ErrorFeedback, fp32, int4, int8, topk, zstd
+from thinwire.codecs.base import Codec, Traits
+from thinwire.errors import ConfigError
+from thinwire.method import Method, Phases
+from thinwire.methods import METHODS, diloco, every_step, fedavg, local_sgd, post_local_sgd, streaming_diloco
+from thinwire.outer import SGD, Adam, Average, Mix, Nesterov, NoStep, Rebase
+from thinwire.payloads import Delta, Gradient, Parameters
+from thinwire.schedules import Every
+from thinwire.topologies import Everyone, Group, Islands, RandomPairs, Tree, members_of
+
+
+@dataclass(frozen=True)
+class Halves(Codec):
+    """Linear and lossy: the sums of neighbours."""
+
+    @property
+    def spec(self) -> str:
+        return "halves"
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(linear=True)
+
+    def layout(self, n):
+        raise NotImplementedError
+
+    encode = decode = layout
+
+
+def refused(text: str):
+    return pytest.raises(ConfigError, match=text)
+
+
+@pytest.mark.parametrize(
+    ("answers", "text"),
+    [
+        ({"payload": Delta()}, r"payload Delta\(fragments=1\) with outer step NoStep\(\): delta meets a step made for "
+                               "gradient\n.*gradient with NoStep.*\n.*outer=SGD\\(1.0\\) to average"),
+        ({"outer": SGD()}, "gradient meets a step made for delta\n.*\n.*leave outer out, or send Delta"),
+        ({"payload": Parameters(), "outer": Nesterov()}, "parameters meets .* delta\n.*\n.*use outer=Average"),
+        ({"payload": Delta(), "outer": Average()}, "delta meets a step made for parameters"),
+        ({"payload": Delta(), "outer": Mix(Average())}, "delta meets a step made for parameters"),
+        ({"schedule": Every(2)}, r"gradient with schedule Every\(steps=2, overlap=0\): gradients of the steps between "
+                                 "would be lost\n.*gradients every step\n.*use Every\\(1\\), or send Delta"),
+        ({"payload": Parameters(), "outer": Average(), "codec": int8}, "parameters with codec int8: what it drops is "
+                                                                       "gone .*\n.*lossless.*\n.*send Delta"),
+        ({"payload": Parameters(), "outer": Average(), "codec": ErrorFeedback(int4)}, "parameters with codec feedback"),
+        ({"topology": Islands(2), "aggregator": Median()}, r"Median\(\) over Islands.*sums that islands have formed"
+                                                           "\n.*a mean.*\n.*use Everyone"),
+        ({"codec": Halves(), "aggregator": TrimmedMean(0.1)}, "with linear codec halves: .* added as codes\n.*a mean"),
+    ],
+)  # fmt: skip
+def test_refusals(answers, text):
+    with refused(text):
+        Method(**answers)
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        {},
+        {"aggregator": Median()},
+        {"codec": Halves()},
+        {"codec": int8, "aggregator": TrimmedMean(0.2)},
+        {"topology": Islands(2, between=Islands(2), inside=int8), "aggregator": WeightedMean()},
+        {"payload": Delta(3), "outer": Rebase(Adam()), "schedule": Every(6, 3), "codec": topk(1 / 8) | int4 | zstd},
+        {"payload": Parameters(2), "outer": Average(), "codec": zstd, "topology": RandomPairs(), "schedule": Every(3)},
+    ],
+    ids=str,
+)
+def test_sensible_ones_are_accepted(answers):
+    method = Method(**answers)
+    assert all(getattr(method, name) == answer for name, answer in answers.items() if name != "codec")
+    assert method.at(1) is method.at(10**9) is method
+
+
+def test_a_codec_that_wants_feedback_gets_it():
+    assert every_step(codec=topk(1 / 8)).codec == ErrorFeedback(topk(1 / 8))
+    assert every_step(codec=topk(1 / 8) | int4).feedback == ErrorFeedback(topk(1 / 8) | int4)
+    assert every_step(codec=int4).feedback is None
+    without = every_step(codec=ErrorFeedback(topk(1 / 8), decay=0))
+    assert without.codec == ErrorFeedback(topk(1 / 8), decay=0), "asked not to, it is not wrapped again"
+    assert without.bare_codec == every_step(codec=topk(1 / 8)).bare_codec == topk(1 / 8)
+
+
+def test_an_option_that_is_not_there_is_an_error():
+    with pytest.raises(TypeError):
+        diloco().but(color="red")
+    with pytest.raises(TypeError):
+        Method(speed=3)
+    assert diloco().but(outer=SGD(0.3)).outer == SGD(0.3)
+    with refused("delta meets a step made for gradient"):
+        diloco().but(outer=NoStep())
+
+
+#: Another value for every option of every named method.
+OTHERS = {
+    every_step: {"codec": int8},
+    local_sgd: {"every": 7, "codec": int8},
+    fedavg: {"every": 7, "codec": int8},
+    post_local_sgd: {"switch": 7, "every": 7, "codec": int8},
+    diloco: {"every": 7, "outer_lr": 0.3, "momentum": 0.5, "codec": int8},
+    streaming_diloco: {"every": 7, "fragments": 3, "overlap": 3, "keep": 0.3, "outer_lr": 0.3, "momentum": 0.5, "codec": int8},
+}  # fmt: skip
+
+
+def test_every_option_of_every_method_changes_the_answers():
+    assert set(OTHERS) == set(METHODS.values())
+    for make, others in OTHERS.items():
+        assert set(others) == set(make.__kwdefaults__), f"{make.__name__}: an option without an example here"
+        told = [str(make().answers()), *(str(make(**{name: value}).answers()) for name, value in others.items())]
+        assert len(set(told)) == len(told), make.__name__
+
+
+@pytest.mark.parametrize(
+    ("part", "others"),
+    [
+        (Every(4, 1), {"steps": 5, "overlap": 2}),
+        (Delta(2), {"fragments": 3}),
+        (Parameters(2), {"fragments": 3}),
+        (Islands(2), {"size": 3, "between": RandomPairs(), "inside": int8}),
+        (TrimmedMean(0.1), {"share": 0.2}),
+        (SGD(0.1, 0.5), {"lr": 0.2, "momentum": 0.6, "nesterov": True}),
+        (Adam(), {"lr": 0.2, "betas": (0.1, 0.2), "eps": 0.1}),
+        (Mix(SGD()), {"outer": SGD(0.3), "keep": 0.4}),
+        (Rebase(SGD()), {"outer": SGD(0.3)}),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_every_option_of_every_part_is_seen_in_its_words(part, others):
+    assert set(others) == {option.name for option in fields(part) if option.init}
+    told = [repr(part), *(repr(replace(part, **{name: value})) for name, value in others.items())]
+    assert len(set(told)) == len(told)
+
+
+def test_parts_without_options_differ_in_words():
+    assert len({repr(part) for part in (Gradient(), Mean(), WeightedMean(), Median(), NoStep(), Average(), Everyone())}) == 7
+
+
+def test_phases_change_after_the_switch():
+    first, then = every_step(), diloco(every=4)
+    phases = Phases(first, 5, then)
+    assert phases.at(5) is first
+    assert phases.at(6) is then
+    assert phases.answers()["codec"] == "fp32 to step 5, then fp32"
+    assert len({str(p.answers()) for p in (phases, Phases(first, 6, then), Phases(first, 5, diloco(every=5)))}) == 3
+
+
+@pytest.mark.parametrize(
+    ("first", "switch", "text"),
+    [
+        (every_step(), 0, "switch=0\n.*step 1 or later\n.*second method alone"),
+        (streaming_diloco(every=4, fragments=1, keep=0.0), 4, "first phase overlaps .*\n.*\n.*overlap to 0"),
+        (local_sgd(every=2).but(topology=RandomPairs()), 4, "model of its own\n.*one model on all members.*\n.*Everyone"),
+        (diloco(every=3), 4, r"ends at step 4, where Every\(steps=3, overlap=0\) has no round for all.*\n.*\n.*multiple of"),
+        (streaming_diloco(every=4, fragments=2, overlap=0), 4, "no round for all of its model"),
+        (diloco(every=2).but(outer=Mix(SGD(), 0.5)), 4, "keeps a share of every member's own model\n.*\n.*leave Mix out"),
+    ],
+)
+def test_phases_that_cannot_follow_are_refused(first, switch, text):
+    with refused(text):
+        Phases(first, switch, diloco())
+
+
+@pytest.mark.parametrize("first", [every_step(), diloco(every=3), local_sgd(every=2), diloco(every=6).but(outer=Mix(SGD(), 0.0))])
+def test_phases_that_end_with_a_round_are_accepted(first):
+    assert Phases(first, 6, streaming_diloco()).at(7).payload.fragments == 4
+
+
+def test_other_refusals_of_parts():
+    with refused("0 fragments\n.*at least one\n.*fragments=1 sends the whole model"):
+        Delta(0)
+    with refused("-1 fragments"):
+        Parameters(-1)
+    with refused("islands of 0 members\n.*at least 1\n.*size=2 or more"):
+        Islands(0)
+
+
+def test_routes():
+    members = (0, 1, 2, 3, 4)
+    assert Everyone().route(3, members, 9) == Group(members)
+    tree = Islands(2).route(3, members, 9)
+    assert tree == Tree(((0, 1), (2, 3), (4,)), fp32, Group((0, 2, 4)))
+    assert members_of(tree) == members
+    deep = Islands(2, between=Islands(2)).route(4, members, 9)
+    assert members_of(deep) == members
+    assert not Islands(2, between=RandomPairs()).consensus
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 8])
+def test_gossip_over_islands_pairs_whole_islands_and_everybody_agrees_on_them(count):
+    members = tuple(range(count))
+    topology = Islands(2, between=RandomPairs())
+    for key in range(20):
+        groups = {rank: members_of(topology.route(rank, members, key)) for rank in members}
+        assert all(rank in group and all(groups[other] == group for other in group) for rank, group in groups.items())
