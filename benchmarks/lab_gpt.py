@@ -69,7 +69,8 @@ def thinwire_run(name: str, flags: Sequence[str], data: str, seconds: float, rat
         sent = [host.ledger.sent_bytes for host in result.hosts if host.ledger]
         return Row(
             name, seed, record["curve"][-1]["step"], record["curve"][-1]["seconds"], record["final"]["loss"],
-            _interface(result), statistics.mean(sent), statistics.mean(member["wait_s"] for member in record["members"]),
+            _interface(result), statistics.mean(sent),
+            statistics.mean(member["wait_s"] for member in record["members"]),
         )  # fmt: skip
 
 

@@ -1,4 +1,7 @@
-"""The README's picture, drawn from the records that `thinwire demo` leaves: python benchmarks/readme_picture.py runs/demo"""
+"""The README's picture, drawn from the records that `thinwire demo` leaves.
+
+    python benchmarks/readme_picture.py runs/demo
+"""
 
 from __future__ import annotations
 

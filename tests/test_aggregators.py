@@ -102,5 +102,7 @@ def test_weights_matter_where_they_are_said_to():
 
 @pytest.mark.parametrize("share", [0.5, -0.1, 1.0, float("nan")])
 def test_a_share_that_leaves_no_value_is_refused(share):
-    with pytest.raises(ConfigError, match=r"leaves no value\n.*share in \[0, 0.5\).*\n.*median to withstand nearly half"):
+    with pytest.raises(
+        ConfigError, match=r"leaves no value\n.*share in \[0, 0.5\).*\n.*median to withstand nearly half"
+    ):
         TrimmedMean(share)

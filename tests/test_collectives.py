@@ -1,4 +1,4 @@
-"""Rounds of packets against a plain reference: what the declared way must give, bit for bit, and how many bytes it takes."""
+"""Rounds of packets against a plain reference: what the declared way must give, to the bit, and its bytes."""
 
 from __future__ import annotations
 
@@ -416,7 +416,9 @@ def test_a_damaged_verdict_is_an_error_for_who_got_it():
         ex = exchange(link, fp32, Mean())
         if bare.rank:
             return combine(ex, torch.ones(300), 1.0, Residuals(), None).ranks
-        with pytest.raises(PacketError, match="round 0, fragment 1: member 2: the checksum .*\n.*every member's verdict"):
+        with pytest.raises(
+            PacketError, match=r"round 0, fragment 1: member 2: the checksum .*\n.*every member's verdict"
+        ):
             combine(ex, torch.ones(300), 1.0, Residuals(), None)
         return None
 

@@ -167,7 +167,7 @@ def test_errors_of_a_file_in_full():
         loads("[method]\nevry = 5", source="my.toml", methods=METHODS_HERE)
     assert str(caught.value) == (
         "my.toml: method.evry: there is no such option\n"
-        "  expected  one of: codec, every, outer_lr\n"
+        "  expected  one of: aggregator, codec, every, outer_lr, topology\n"
         "  mend      did you mean 'every'?"
     )
     with pytest.raises(ConfigError) as caught:
@@ -489,3 +489,29 @@ def test_the_documented_example_can_be_read():
     text = config_docs.markdown()
     example = text[text.index("```toml") + 7 : text.index("```\n", text.index("```toml") + 7)]
     assert loads(example).optimizer.options == {"weight_decay": 0.1}
+
+
+@pytest.mark.parametrize("name", ["ddp", "diloco", "post_local_sgd", "streaming"])
+def test_any_method_can_be_given_another_topology_and_rule(name):
+    run = override(Run(), ["--method", name, "--topology", "islands(2, inside=bf16)", "--aggregator", "weighted_mean"])
+    answers = run.method.build().answers()
+    assert "Islands(size=2, between=Everyone(), inside=BF16())" in answers["topology"]
+    assert answers["aggregator"] == "WeightedMean()"
+    assert loads(dump(run)) == run
+    own = override(Run(), ["--method", name]).method.build().answers()
+    assert own["topology"] == "Everyone()"
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (["--topology", "ilands(2)"], "topology 'ilands(2)': no topology is called 'ilands'"),
+        (["--aggregator", "trimmed_mean"], "aggregator 'trimmed_mean': trimmed_mean needs 'share'"),
+        (["--aggregator", "trimmed_mean(0.7)"], "aggregator 'trimmed_mean(0.7)': trimmed mean: share=0.7 leaves no value"),
+        (["--topology", "pairs | pairs"], "topology 'pairs | pairs': 'pairs | pairs': a topology cannot be joined with |"),
+    ],
+)
+def test_answers_that_do_not_exist_are_refused(flags, text):
+    with pytest.raises(ConfigError) as caught:
+        override(Run(), flags).method.build()
+    assert str(caught.value).splitlines()[0] == text

@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from small import make_model
 from torch import nn
 
+from small import make_model
 from thinwire.errors import ConfigError
 from thinwire.fragments import Buffers, Fragments, digest
 
@@ -156,7 +156,7 @@ def test_refusals(model, count, text):
 def test_sparse_gradients_are_refused_in_words():
     model = nn.Embedding(4, 2, sparse=True)
     model(torch.tensor([1])).sum().backward()
-    with pytest.raises(ConfigError, match="gradient of parameter 'weight' is sparse\n.*dense.*\n.*sparse=False"):
+    with pytest.raises(ConfigError, match=r"gradient of parameter 'weight' is sparse\n.*dense.*\n.*sparse=False"):
         Fragments(model, 1).gather_gradients(0)
 
 

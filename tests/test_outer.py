@@ -14,7 +14,10 @@ from torch import Tensor
 from thinwire.errors import ConfigError
 from thinwire.outer import SGD, Adam, Average, Mix, Nesterov, NoStep, Rebase
 
-OUTERS = [SGD(1.0), SGD(0.5, 0.9), Nesterov(0.7, 0.9), Adam(), Mix(Nesterov(0.4, 0.9), 0.3), Rebase(SGD(0.7, 0.5)), Average(), NoStep()]  # fmt: skip
+OUTERS = [
+    SGD(1.0), SGD(0.5, 0.9), Nesterov(0.7, 0.9), Adam(), Mix(Nesterov(0.4, 0.9), 0.3), Rebase(SGD(0.7, 0.5)), Average(),
+    NoStep(),
+]  # fmt: skip
 
 
 def vectors(count: int, n: int = 50) -> list[Tensor]:

@@ -13,6 +13,7 @@ members hold the same bits afterwards, whatever the link.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -381,7 +382,7 @@ def _same(digests: Mapping[int, bytes], what: str) -> None:
     raise StateMismatch(
         f"{what}: {told}",
         expected="the same bits on every member",
-        mend="do not write to parameters outside the optimizer; look for broken memory or another library version there",
+        mend="do not write to parameters outside the optimizer; look for broken memory or other library versions there",
     )
 
 
@@ -407,7 +408,7 @@ def shards(n: int, count: int) -> list[tuple[int, int]]:
     """[begin, end) of each of `count` shards of n elements, as even as whole blocks of 256 allow; some may be empty."""
     blocks = -(-n // _ALIGN)
     edges = [min(n, blocks * index // count * _ALIGN) for index in range(count + 1)]
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(itertools.pairwise(edges))
 
 
 def _encode(ex: Exchange, x: Tensor, residual: Tensor | None, key: int) -> tuple[Fields, Tensor | None]:

@@ -26,10 +26,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tomli_w
 
+from thinwire.aggregators import AGGREGATORS
+from thinwire.codecs import CODECS
 from thinwire.errors import ConfigError
+from thinwire.expressions import Words, evaluate
 from thinwire.flags import Flag, setting, split_flags
 from thinwire.options import Option, Options, about, built, check, labelled, of_dataclass, of_function, plain, read
 from thinwire.options import unknown as unknown_name
+from thinwire.topologies import TOPOLOGIES
 from thinwire.train import TASKS, TaskOptions, user
 from thinwire.train import optimizer as optimizers
 from thinwire.train.optimizer import OptimizerOptions
@@ -50,7 +54,8 @@ Values = dict[str, Any]
 class MethodOptions:
     """How the members stay one model.
 
-    options  keyword arguments of the method's function; codecs as the words that thinwire.codecs.parse reads
+    options  keyword arguments of the method's function, and the answers of `_ANSWERS`; codecs, topologies and rules
+             as the words that stand for them
     """
 
     name: str = "diloco"
@@ -63,9 +68,10 @@ class MethodOptions:
         for name in self.options:
             if name not in options:
                 raise unknown_name(f"method {self.name} has no option {name!r}", name, options, what="one of")
-        given = {name: built(options[name], value) for name, value in self.options.items()}
+        given = {name: built(options[name], value) for name, value in self.options.items() if name not in _ANSWERS}
         made: Method | Phases = known[self.name](**given)
-        return made
+        answers = {name: _answer(name, self.options[name]) for name in _ANSWERS if self.options.get(name) is not None}
+        return made.but(**answers) if answers else made
 
 
 @dataclass(frozen=True)
@@ -123,6 +129,12 @@ class TorchLink:
                 mend="count members from 0",
             )
 
+
+#: Answers that any method can be given otherwise than it says.
+_ANSWERS: Mapping[str, Words] = {
+    "topology": Words("topology", {**TOPOLOGIES, **CODECS}, "islands(4)", "docs/architecture.md"),
+    "aggregator": Words("rule", AGGREGATORS, "trimmed_mean(0.2)", "docs/architecture.md"),
+}
 
 LINKS: Mapping[str, type[SimulatedLink] | type[TorchLink]] = {"simulated": SimulatedLink, "torch": TorchLink}
 
@@ -293,7 +305,16 @@ def _optimizer_parts(optimizer: OptimizerOptions) -> tuple[str, Values]:
 def _method_options(name: str, methods: Methods) -> Options:
     if name not in methods:
         raise unknown_name(f"there is no method {name!r}", name, methods, what="one of")
-    return of_function(methods[name])
+    answers = {
+        answer: Option(answer, str | None, None, f"{words.kind} instead of the method's own: `{words.example}`")
+        for answer, words in _ANSWERS.items()
+    }
+    return answers | of_function(methods[name])
+
+
+def _answer(name: str, text: str) -> object:
+    with labelled(f"{name} {text!r}"):
+        return evaluate(text, _ANSWERS[name])
 
 
 def _method_parts(method: MethodOptions) -> tuple[str, Values]:

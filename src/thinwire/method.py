@@ -94,10 +94,21 @@ class Phases:
             )
         if self.first.payload.kind != "gradient":
             _check_ends_together(self.first, self.switch)
+            if self.then.payload.kind == "gradient":
+                raise ConfigError(
+                    "the second phase sends gradients, after a first one with local steps",
+                    expected="gradients only in the first phase: local steps leave every member's optimizer with a state of "
+                    "its own, and equal gradients would then no longer make equal steps",
+                    mend="send Delta() with Every(1) and outer=SGD(1.0) in the second phase",
+                )
 
     def at(self, step: int) -> Method:
         """The method in force for local step `step`, counted from 1."""
         return self.first if step <= self.switch else self.then
+
+    def but(self, **answers: object) -> Phases:
+        """Both methods with some answers changed."""
+        return replace(self, first=self.first.but(**answers), then=self.then.but(**answers))
 
     def answers(self) -> dict[str, str]:
         """Both methods' answers in words."""
@@ -157,7 +168,7 @@ def _check(method: Method) -> None:
         )
     if method.bare_codec.traits.linear and not method.bare_codec.traits.lossless and method.aggregator.needs != "sum":
         raise ConfigError(
-            f"aggregator {method.aggregator!r} with linear codec {method.codec.spec}: members' values are added as codes",
+            f"aggregator {method.aggregator!r} with linear codec {method.codec.spec}: values are added as codes",
             expected="a mean, or a codec that is decoded before it is merged",
             mend="use Mean(), or another codec",
         )

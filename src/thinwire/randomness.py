@@ -26,7 +26,8 @@ def mix(*parts: int) -> int:
 def random_bytes(key: int, count: int, device: torch.device | str = "cpu", *, start: int = 0) -> Tensor:
     """`count` uniform bytes of a key's stream, from its byte `start` on (a multiple of four).
 
-    returns  uint8 [count], equal for equal keys on every device; random_bytes(k, n)[a:] == random_bytes(k, n - a, start=a)
+    returns  uint8 [count], equal for equal keys on every device;
+             random_bytes(k, n)[a:] == random_bytes(k, n - a, start=a)
     cost     one 32-bit hash (murmur3's finaliser on a counter) for four bytes
     """
     assert start % 4 == 0

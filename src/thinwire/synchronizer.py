@@ -460,7 +460,8 @@ class Synchronizer:
             _log.warning("round %d: member %d had no finite values and was left out", outcome.round, rank)
             if state.idle[rank] >= patience:
                 raise DivergedError(
-                    f"member {rank} had no finite values in {state.idle[rank]} rounds in a row, the last at step {self.step}",
+                    f"member {rank} had no finite values in {state.idle[rank]} rounds in a row, "
+                    f"the last at step {self.step}",
                     expected="finite parameters and gradients",
                     mend="lower its learning rate, clip its gradients, or look at its data",
                 )
@@ -510,7 +511,11 @@ class Synchronizer:
 
         def job() -> BufferRows:
             found = gather_packets(channel, link.rank, ranks, packet, layout, f"buffers of round {number}")
-            return {rank: (packet.fields["floats"], packet.fields["counts"]) for rank, packet in found.items()}
+            # Copies: fields are views of one buffer, and torch.save refuses views of unlike types.
+            return {
+                rank: (packet.fields["floats"].clone(), packet.fields["counts"].clone())
+                for rank, packet in found.items()
+            }
 
         return link.spawn(job, f"buffers of round {number}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -93,6 +94,10 @@ class Islands:
         leaders = tuple(island[0] for island in islands)
         leader = next(island[0] for island in islands if rank in island)
         return Tree(islands, self.inside, self.between.route(leader, leaders, key))
+
+
+#: Every topology by the name used in expressions: "islands(4)", "islands(2, between=pairs)".
+TOPOLOGIES: Mapping[str, Callable[..., Topology]] = {"everyone": Everyone, "pairs": RandomPairs, "islands": Islands}
 
 
 def members_of(route: Route) -> tuple[int, ...]:

@@ -283,7 +283,11 @@ def test_tampered_changes_what_arrives_and_nothing_else():
         link.local_step()
         told = link.spawn(lambda: link.now(), "job").wait()
         link.close()
-        return [{sender: buffer.tolist() for sender, buffer in one.items()} for one in arrived], told, link.meter.total()
+        return (
+            [{sender: buffer.tolist() for sender, buffer in one.items()} for one in arrived],
+            told,
+            link.meter.total(),
+        )
 
     results = run(3, member, Network(step_s=2.0))
     assert [one[1] for one in results[0][0]] == [[1, 1], [1, 1], [1, 1 ^ 0x10]]
@@ -376,7 +380,7 @@ def test_alone():
 
 
 def test_requests_that_make_no_sense():
-    with pytest.raises(ConfigError, match="0 members\n.*at least one member"):
+    with pytest.raises(ConfigError, match=r"0 members\n.*at least one member"):
         run(0, lambda link: None)
-    with pytest.raises(ConfigError, match="describes 2 members, there are 3\n.*\n.*give 3 values"):
+    with pytest.raises(ConfigError, match=r"describes 2 members, there are 3\n.*\n.*give 3 values"):
         run(3, lambda link: None, Network(step_s=[1.0, 2.0]))

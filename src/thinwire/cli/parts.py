@@ -68,7 +68,8 @@ def codecs(name: str | None) -> None:
         table.add_row(f"[bold]{each}[/]", f"{card.bits_per_element:.2f}", ", ".join(promises), escape(card.summary))
     console.print(table)
     console.print(
-        "\nbits: for each element of a million. Joined with |, as in 'topk(1/64) | int4 | zstd'; error feedback goes around: 'feedback(int4)'.\n"
+        "\nbits: for each element of a million. Joined with |, as in 'topk(1/64) | int4 | zstd'; error feedback goes\n"
+        "around: 'feedback(int4)'.\n"
         "One of them in full: thinwire codecs NAME",
         highlight=False,
     )

@@ -17,13 +17,13 @@ from thinwire.codecs.base import Codec, Traits, require
 from thinwire.codecs.cards import CodecCard, card
 from thinwire.codecs.chain import Chain
 from thinwire.codecs.e3m0 import E3M0, e3m0
-from thinwire.codecs.expressions import evaluate
 from thinwire.codecs.feedback import ErrorFeedback, feedback
 from thinwire.codecs.integer import Integer, int4, int8
 from thinwire.codecs.precision import BF16, FP16, FP32, bf16, fp16, fp32
 from thinwire.codecs.topk import TopK, topk
 from thinwire.codecs.zstd import Zstd, zstd
 from thinwire.errors import ConfigError
+from thinwire.expressions import Words, evaluate
 from thinwire.packet import Fields, Layout
 
 __all__ = [
@@ -45,6 +45,7 @@ CODECS: Mapping[str, Callable[..., Codec]] = {
 }
 
 _NAMES: Mapping[str, Callable[..., Codec | ErrorFeedback]] = {**CODECS, "feedback": feedback}
+_WORDS = Words("codec", _NAMES, "topk(1/64) | int4 | zstd or feedback(int4(block=128))", "`thinwire codecs {}`")
 _SHOWN = {"topk": "topk(1/64)", "feedback": "feedback(topk(1/64))"}  # those that cannot be shown by their name alone
 
 
@@ -53,7 +54,7 @@ def parse(expression: str) -> Codec | ErrorFeedback:
 
     raises  ConfigError naming what is unknown, and what there is
     """
-    parsed = evaluate(expression, _NAMES)
+    parsed = evaluate(expression, _WORDS)
     if not isinstance(parsed, Codec | ErrorFeedback):
         raise ConfigError(
             f"{expression!r} is no codec",

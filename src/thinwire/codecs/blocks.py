@@ -66,7 +66,9 @@ def pieces(n: int, block: int, device: torch.device) -> Iterator[tuple[int, int,
 
 
 def dither(key: int, start: int, stop: int, device: torch.device) -> Tensor:
-    """Uniform numbers of 16 bits for elements [start, stop), start even; int16 [stop - start]: v stands for u = (v + 2^15 + 1/2) / 2^16, in (0, 1).
+    """Uniform numbers of 16 bits for elements [start, stop), start even.  int16 [stop - start]
+
+    A v stands for u = (v + 2^15 + 1/2) / 2^16, in (0, 1).
 
     Sixteen bits, not eight: an element of less than 2^-9 of a step would never be sent under an 8-bit u, however
     many rounds it stayed there. This way the mean over keys is off by at most 2^-16 of a step.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from thinwire.codecs.base import Codec, Traits
-from thinwire.codecs.expressions import options
+from thinwire.expressions import options
 
 _N = 1_000_000
 

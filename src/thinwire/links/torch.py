@@ -1,8 +1,8 @@
 """The torch link: packets over torch.distributed process groups, Gloo on processors and NCCL on GPUs.
 
 Messages travel point to point under a tag made of the channel's number and the count of messages between the two
-members in it, so several exchanges may be under way at once. Gloo sends exactly the bytes of a message; NCCL needs equal sizes on both sides, so there a
-message is padded to the bound that the receiver was told.
+members in it, so several exchanges may be under way at once. Gloo sends exactly the bytes of a message; NCCL needs
+equal sizes on both sides, so there a message is padded to the bound that the receiver was told.
 
 Time limits follow from what was measured: see `time_limit_s`. A group is fixed: after a member is lost the link is
 broken and says so at every further use; what was committed stays valid, and the run goes on from its checkpoint.

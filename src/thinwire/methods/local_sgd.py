@@ -7,7 +7,7 @@ Size    2 (N-1)/N * 4n bytes sent per member and round with fp32.
 State   none beside the anchor; optimizers' moments stay local.
 Source  Stich 2019, arXiv:1805.09767, Alg. 1; McMahan et al. 2017, arXiv:1602.05629, Alg. 1.
 Differs with a lossy codec the change since the last round is sent instead of the model, which is the same average
-        (outer SGD with lr 1) but for rounding. FedAvg here has no client sampling and keeps the inner optimizer's state.
+        (outer SGD with lr 1) but for rounding. FedAvg here samples no clients and keeps the inner optimizer's state.
 """
 
 from __future__ import annotations

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
@@ -18,7 +19,7 @@ import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from thinwire.config import Run, SimulatedLink, TorchLink, dump
-from thinwire.errors import ConfigError, LinkError
+from thinwire.errors import ConfigError, LinkError, ThinwireError
 from thinwire.lab.ledger import VARIABLE, write_ledger
 from thinwire.links.base import Link
 from thinwire.links.local import Network
@@ -26,20 +27,23 @@ from thinwire.links.local import run as simulate
 from thinwire.links.torch import join
 from thinwire.report import write_report
 from thinwire.report.record import RunRecord
-from thinwire.train.loop import Display, Silent, train
+from thinwire.train.loop import Display, Silent, device_of, not_written, train
 
 RECORD, REPORT, CONFIG = "record.json", "report.html", "run.toml"
 _GRACE_S = 20.0  # what members have to end by themselves after another one failed
+_STOPS = (signal.SIGINT, signal.SIGTERM)
+_STOPPED = (130, -signal.SIGINT)  # a member's exit code after an agreed stop, or a stop before its first step
 
 
 def execute(run: Run, *, display: Display, resume: bool = False, machine_readable: bool = False) -> RunRecord | None:
     """Carry a run out and leave its record, report and weights in its folder.
 
-    display           for the member that is shown
+    display           for the member of this process, or for member 0 of several
     machine_readable  whether member processes are to write JSON lines, as this one does
     returns           the record; None if the members agreed to stop early
     """
     _claim(Path(run.out), resume)
+    device_of(run)  # refuses a GPU that is not there, before anybody waits for anybody
     if isinstance(run.link, SimulatedLink):
         record = _simulated(run, run.link, display, resume)
     elif _is_member(run, run.link):
@@ -54,9 +58,12 @@ def execute(run: Run, *, display: Display, resume: bool = False, machine_readabl
 def leave(run: Run, record: RunRecord) -> None:
     """The files a person looks at afterwards."""
     folder = Path(run.out)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / RECORD).write_text(record.to_json())
-    write_report(folder / REPORT, [record], title=f"{record.label} on {len(record.members)} members")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / RECORD).write_text(record.to_json(), encoding="utf-8")
+        write_report(folder / REPORT, [record], title=f"{record.label} on {len(record.members)} members")
+    except OSError as error:
+        raise not_written(folder / RECORD, error) from error
 
 
 def _claim(folder: Path, resume: bool) -> None:
@@ -78,7 +85,8 @@ def _simulated(run: Run, link: SimulatedLink, display: Display, resume: bool) ->
     with _stop_signal() as stops:
 
         def member(each: Link) -> RunRecord | None:
-            return train(run, task, each, display=display, stops=stops, resume=resume)
+            shown = display if each.rank == 0 else Silent()
+            return train(run, task, each, display=shown, stops=stops, resume=resume)
 
         return simulate(run.workers, member, network)[0]
 
@@ -96,13 +104,15 @@ def _as_member(run: Run, link: TorchLink, display: Display, resume: bool) -> Run
     timeout_s = None if link.timeout == "auto" else link.timeout.seconds
     if run.device != "cpu" and torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-    with (
-        _stop_signal() as stops,
-        join(link.address, rank=link.rank, world=link.world, backend=backend, timeout_s=timeout_s) as member,
-    ):
+    with ExitStack() as stack:
+        with _plain_ctrl_c():
+            joining = join(link.address, rank=link.rank, world=link.world, backend=backend, timeout_s=timeout_s)
+            member = stack.enter_context(joining)
+        stops = stack.enter_context(_stop_signal())
         if member.rank == 0:
             _write_config(run)
-        shown = display if member.rank == 0 else Silent()
+        # Members of several machines each have a person before them; those of one machine share member 0's.
+        shown = display if member.rank == 0 or link.address is not None else Silent()
         try:
             return train(run, task, member, display=shown, stops=stops, resume=resume)
         finally:
@@ -119,29 +129,56 @@ def _writes(run: Run) -> bool:
 
 def _write_config(run: Run) -> None:
     folder = Path(run.out)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).write_text(dump(run))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CONFIG).write_text(dump(run), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"--out {folder}: {error.strerror or error}",
+            expected="a folder that can be written into",
+            mend="name another one with --out, or make room",
+        ) from error
+
+
+@contextmanager
+def _plain_ctrl_c() -> Iterator[None]:
+    """Let Ctrl-C end the process as it would end any other: nothing is lost before the first step.
+
+    A group forms inside the engine, where Python's own handler would have to wait for it, minutes perhaps.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
 def _stop_signal() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C asks for an orderly end; a second one ends at once. Only the main thread may listen."""
+    """Ctrl-C, or the SIGTERM of a scheduler, asks for an orderly end; a second one ends at once.
+
+    Only the main thread may listen.
+    """
     asked = threading.Event()
 
     def ask(number: int, frame: FrameType | None) -> None:
         if asked.is_set():
             raise KeyboardInterrupt
         asked.set()
-        print("\nStopping at the next roll call; press Ctrl-C again to stop at once.", file=sys.stderr)
+        print("Stopping as soon as all members know; press Ctrl-C again to stop at once.", file=sys.stderr)
 
     if threading.current_thread() is not threading.main_thread():
         yield asked.is_set
         return
-    before = signal.signal(signal.SIGINT, ask)
+    before = {number: signal.signal(number, ask) for number in _STOPS}
     try:
         yield asked.is_set
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 # ---- processes of this machine
@@ -154,33 +191,37 @@ def _spawned(run: Run, link: TorchLink, resume: bool, machine_readable: bool) ->
     record = folder / RECORD
     record.unlink(missing_ok=True)
     logs = [folder / "logs" / f"member-{index}.log" for index in range(run.workers)]
-    logs[0].parent.mkdir(parents=True, exist_ok=True)
+    logs[0].parent.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "thinwire", "train", str(folder / CONFIG)]
     command += ["--json"] if machine_readable else []
     command += ["--resume", str(folder)] if resume else []
     # The parent keeps the meeting point, so that no port is chosen twice and no member has to come first.
     store = TCPStore("127.0.0.1", 0, None, is_master=True, timeout=timedelta(seconds=300), wait_for_workers=False)
-    members = []
-    for index in range(run.workers):
-        environment = {**os.environ, **_member_environment(run, link, index, store.port)}
-        words = (
-            command
-            if link.address is None
-            else [*command, "--link.rank", str((link.rank or 0) + index), "--workers", "1"]
-        )
-        output = None if index == 0 else logs[index].open("wb")
-        # A session of its own: Ctrl-C in the terminal reaches us alone, and we pass it on.
-        members.append(
-            subprocess.Popen(
-                words, env=environment, stdout=output, stderr=output and subprocess.STDOUT, start_new_session=True
-            )
-        )
-    code = _wait(members)
-    if code == 130:
+    members: list[subprocess.Popen[bytes]] = []
+    with _passing_on(members) as asked:
+        for index in range(run.workers):
+            if asked():
+                break
+            environment = {**os.environ, **_member_environment(run, link, index, store.port)}
+            own = [] if link.address is None else ["--link.rank", str((link.rank or 0) + index), "--workers", "1"]
+            members.append(_start([*command, *own], environment, None if index == 0 else logs[index]))
+        _wait(members)
+    codes = {member.returncode for member in members}
+    if asked() > 1 or (codes != {0} and codes <= {0, *_STOPPED}):
         return None
-    if code:
+    if codes != {0}:
         raise _failure(members, logs)
-    return RunRecord.from_json(record.read_text()) if record.exists() else None
+    return RunRecord.from_json(record.read_text(encoding="utf-8")) if record.exists() else None
+
+
+def _start(command: list[str], environment: dict[str, str], log: Path | None) -> subprocess.Popen[bytes]:
+    """A member, in a session of its own: Ctrl-C in the terminal reaches us alone, and we pass it on."""
+    if log is None:
+        return subprocess.Popen(command, env=environment, start_new_session=True)
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
 
 
 def _member_environment(run: Run, link: TorchLink, index: int, port: int) -> dict[str, str]:
@@ -197,8 +238,12 @@ def _member_environment(run: Run, link: TorchLink, index: int, port: int) -> dic
     }
 
 
-def _wait(members: list[subprocess.Popen[bytes]]) -> int:
-    """Until all have ended; passes Ctrl-C on. Returns 0, 130 after an agreed stop, or a failure's code."""
+@contextmanager
+def _passing_on(members: list[subprocess.Popen[bytes]]) -> Iterator[Callable[[], int]]:
+    """Pass Ctrl-C on to the members, a second one as an order to end at once; none of them outlives the block.
+
+    yields  how often there was one
+    """
     asked = 0
 
     def pass_on(number: int, frame: FrameType | None) -> None:
@@ -209,41 +254,56 @@ def _wait(members: list[subprocess.Popen[bytes]]) -> int:
                 os.killpg(member.pid, signal.SIGINT if asked == 1 else signal.SIGKILL)
 
     main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGINT, pass_on) if main else None
+    before = {number: signal.signal(number, pass_on) for number in _STOPS} if main else {}
     try:
-        failed_at: float | None = None
-        while any(member.poll() is None for member in members):
-            codes = {member.returncode for member in members} - {None, 0, 130}
-            if codes and failed_at is None:
-                failed_at = time.monotonic()
-            if failed_at is not None and time.monotonic() - failed_at > _GRACE_S:
-                _kill(members)
-            time.sleep(0.05)
+        yield lambda: asked
     finally:
         _kill(members)
-        if main:
-            signal.signal(signal.SIGINT, before)
-    codes = {member.returncode for member in members}
-    if codes == {0}:
-        return 0
-    return 130 if asked or codes <= {0, 130} else next(code for code in sorted(codes) if code)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _wait(members: list[subprocess.Popen[bytes]]) -> None:
+    """Until all have ended; after a failure the others have a while to end by themselves."""
+    failed_at: float | None = None
+    while any(member.poll() is None for member in members):
+        codes = {member.returncode for member in members} - {None, 0, *_STOPPED}
+        if codes and failed_at is None:
+            failed_at = time.monotonic()
+        if failed_at is not None and time.monotonic() - failed_at > _GRACE_S:
+            _kill(members)
+        time.sleep(0.05)
 
 
 def _kill(members: list[subprocess.Popen[bytes]]) -> None:
     for member in members:
         if member.poll() is None:
             os.killpg(member.pid, signal.SIGKILL)
+            member.wait()
 
 
-def _failure(members: list[subprocess.Popen[bytes]], logs: list[Path]) -> LinkError:
-    """The members that failed, with the last words of one whose output was not shown."""
-    failed = [index for index, member in enumerate(members) if member.returncode not in (0, 130)]
-    who = ", ".join(f"{index} (exit code {members[index].returncode})" for index in failed)
-    first = next((index for index in failed if members[index].returncode < 0), failed[0])
-    last = logs[first].read_text(errors="replace").splitlines()[-12:] if first else []
-    words = "".join(f"\n    {line}" for line in last)
+def _failure(members: list[subprocess.Popen[bytes]], logs: list[Path]) -> ThinwireError:
+    """Who failed first of all, with its last words unless it is member 0, whose words were shown."""
+    folder = logs[0].parent.parent
+    codes = {index: member.returncode for index, member in enumerate(members)}
+    last = {index: logs[index].read_text(errors="replace").splitlines()[-12:] if index else [] for index in codes}
+    failed = [index for index, code in codes.items() if code not in (0, *_STOPPED)]
+
+    def bystander(index: int) -> tuple[bool, bool, bool]:
+        """Killed or crashed comes before an error told, and this before the news that another member was lost."""
+        return codes[index] >= 0, codes[index] == 2, any("thinwire: lost member" in line for line in last[index])
+
+    first = min(failed, key=bystander)
+    how = (
+        f"was killed by {signal.Signals(-codes[first]).name}"
+        if codes[first] < 0
+        else f"failed, exit code {codes[first]}"
+    )
+    words = "".join(f"\n    {line}" for line in last[first])
+    resume = f"go on with: thinwire train --resume {shlex.quote(str(folder))}"
+    kept = any(folder.glob("checkpoints/*/*.safetensors"))
     return LinkError(
-        f"the run ended early: member {who} failed{words}",
+        f"the run ended early: member {first} {how}{words}",
         expected="all members to reach the last step",
-        mend=f"logs are in {logs[0].parent}; go on from the last checkpoint: thinwire train --resume {logs[0].parent.parent}",
+        mend=f"the other members' output is in {logs[0].parent}; {resume if kept else 'there is no checkpoint yet'}",
     )

@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import platform
+import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -17,13 +18,14 @@ from typing import Any, Protocol
 
 import psutil
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
 import thinwire
 from thinwire.collectives import gather_packets
 from thinwire.config import Run, SimulatedLink, dump
-from thinwire.errors import ConfigError, PeerLost
+from thinwire.errors import ConfigError, PeerLost, ThinwireError
 from thinwire.fragments import digest
 from thinwire.handshake import agree
 from thinwire.links.base import Link
@@ -39,6 +41,8 @@ from thinwire.train.tasks import Task
 _log = logging.getLogger("thinwire")
 
 _MOST_FACTS_BYTES = 1 << 16
+_MOST_TOLD = 5  # of a member's failed checkpoints, in the record
+_NOT_SAVED = "checkpoint failed"
 
 
 class Display(Protocol):
@@ -108,17 +112,19 @@ def train(
     """Train this member to the end of the run.
 
     task     as all members built it from the run
-    display  of member 0; others are silent
+    display  of this member; most are silent
     stops    whether this member was asked to stop; all stop together soon after
     resume   go on from the newest checkpoint that all members have
-    returns  the record of the run, the same on all members; None if they stopped before its end
+    returns  the record of the run; None if the members stopped before its end
+    raises   ConfigError if members were given different runs
     """
+    agree(link, _shared_settings(run, resume))
     torch.manual_seed(run.seed)
     device = device_of(run)
     model = task.model().to(device)
     optimizer = run.optimizer.build(model.parameters())
     torch.manual_seed(mix(run.seed, link.rank) >> 1)  # from here on members may draw for themselves: dropout
-    session = _Session(run, task, link, model, optimizer, display if link.rank == 0 else Silent(), stops, device)
+    session = _Session(run, task, link, model, optimizer, display, stops, device)
     sync = synchronize(model, optimizer, run.method.build(), link, seed=run.seed, observer=session.observe)
     with sync:
         return session.go(sync, resume)
@@ -152,6 +158,7 @@ class _Session:
         self.start = self.link.now()
         parameters = sum(p.numel() for p in self.model.parameters())
         self.display.started(self.run, len(self.link.members), parameters, sync.step)
+        self._tell_lone_steps()
         try:
             if sync.step == 0:
                 self._evaluate()
@@ -160,15 +167,15 @@ class _Session:
                 self._local_step()
                 self._after_step()
             ended = sync.step >= self.run.steps or self.time_is_up
-            self._take_in(self.calls.last())
+            saved = self._save()
+            if not ended and not saved:
+                raise _stopped_unsaved(sync.step, self.folder, self.link.rank)
             if not ended:
-                self._save()
                 self.display.stopped(sync.step, self.folder)
                 return None
         except PeerLost:
             self._rescue()
             raise
-        self._save()
         return self._end()
 
     def _local_step(self) -> None:
@@ -232,7 +239,7 @@ class _Session:
             return
         self.asked_to_stop = self.asked_to_stop or any(status.stops for status in statuses.values())
         self.time_is_up = self.time_is_up or any(status.late for status in statuses.values())
-        step = statuses[0].step
+        step = next(iter(statuses.values())).step
         self.display.progress(step, statuses)
         evaluation = self.evaluations.pop(step, None)
         if step == 0 and evaluation is None:
@@ -272,6 +279,16 @@ class _Session:
             who = ", ".join(map(str, left_out))
             self._note("left out", f"round {outcome.round} of fragment {outcome.fragment}: no finite values from {who}")
 
+    def _tell_lone_steps(self) -> None:
+        """Steps after the last round teach each member alone, which is rarely what was meant."""
+        last = _last_round(self.run)
+        if last == self.run.steps or not self.sync.has_consensus:
+            return
+        when = f"the last round is due at step {last}" if last else "no round is due before the end"
+        text = f"{when}: what is learnt in steps {last + 1} to {self.run.steps} does not reach the common model"
+        if all(event.text != text for event in self.before.events):
+            self._note("steps after the last round", text)
+
     def _note(self, kind: str, text: str) -> None:
         event = Event(self.sync.step, self._whole().seconds, kind, text)
         self.here.events.append(event)
@@ -297,16 +314,23 @@ class _Session:
             evaluating_s=before.evaluating_s + here.evaluating_s,
         )
 
-    def _save(self) -> None:
+    def _save(self) -> bool:
         """A checkpoint; one that cannot be written is told and the run goes on, the older ones still there."""
+        self._take_in(self.calls.last())  # so that the checkpoint has all that was told
         try:
             checkpoint.save(self.folder, self.sync.step, self.link.rank, self._state(rescue=False))
         except OSError as error:
-            self._note("checkpoint failed", f"the checkpoint of step {self.sync.step} could not be written: {error}")
-            _log.warning("the checkpoint of step %d could not be written: %s", self.sync.step, error)
+            text = f"member {self.link.rank} could not write its checkpoint of step {self.sync.step}: {error}"
+            self._note(_NOT_SAVED, text)
+            if self.link.rank:  # whose display is silent, as a rule
+                _log.warning(text)
+            return False
+        return True
 
     def _rescue(self) -> None:
         """After a member was lost: keep what has been committed since the last checkpoint."""
+        if self.calls.unanswered is not None:  # the others' words are lost, and with them no evaluation of ours
+            self._take_in({self.link.rank: self.calls.unanswered})
         try:
             checkpoint.save(self.folder, self.sync.step, self.link.rank, self._state(rescue=True))
         except OSError as error:
@@ -317,6 +341,10 @@ class _Session:
         if self.device.type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state(self.device)
         return {
+            "members": len(self.link.members),
+            "optimizer_name": self.run.optimizer.name,
+            "calls": None if rescue else self.calls.state_dict(),
+            "evaluations": self.evaluations,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "sync": self.sync.state_dict(rescue=rescue),
@@ -328,8 +356,11 @@ class _Session:
     def _restore(self) -> None:
         step, owner = _common_step(self.link, self.folder)
         state = checkpoint.load(self.folder, step, owner)
-        self.model.load_state_dict(state["model"])
+        self._check_fits(state)
+        options = [{key: group[key] for key in group if key != "params"} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        for group, given in zip(self.optimizer.param_groups, options, strict=True):
+            group.update(given)  # the run's own: what was asked for now holds, not what held then
         if owner != self.link.rank:  # another member's file: what was its own alone is not ours
             for fragment in state["sync"]["fragments"]:
                 fragment["residuals"] = [None, None]
@@ -339,7 +370,37 @@ class _Session:
         if self.device.type == "cuda" and "cuda" in state["random"]:
             torch.cuda.set_rng_state(state["random"]["cuda"], self.device)
         self.losses = [loss.to(self.device) for loss in state["losses"]]
+        self.evaluations = state["evaluations"]
         self.before = History.from_dict(state["history"])
+        # Member 0's for all: after a loss a member may have had to write without.
+        calls = _gather_json(self.link, {"calls": state["calls"]}, "the roll calls")[self.link.members[0]]["calls"]
+        if calls is not None:
+            self.calls.load_state_dict(calls)
+
+    def _check_fits(self, state: Mapping[str, Any]) -> None:
+        """Load the model's part, unless the checkpoint is of another run than this."""
+        members, name = len(self.link.members), self.run.optimizer.name
+        if state["members"] != members:
+            raise ConfigError(
+                f"the checkpoint in {self.folder} is of {state['members']} members, this run has {members}",
+                expected=f"{state['members']} members, as before",
+                mend="start as many as then; or start anew, with another --out",
+            )
+        if state["optimizer_name"] != name:
+            raise ConfigError(
+                f"the checkpoint in {self.folder} was made with the optimizer {state['optimizer_name']}, not {name}",
+                expected=f"optimizer {state['optimizer_name']}: another one has no use for its state",
+                mend=f"resume with --optimizer {state['optimizer_name']}; or start anew, with another --out",
+            )
+        try:
+            self.model.load_state_dict(state["model"])
+        except RuntimeError as error:  # torch's way to say what does not fit, a line each after the first
+            why = " ".join(str(error).splitlines()[1:2]).strip() or str(error)
+            raise ConfigError(
+                f"the checkpoint in {self.folder} is of another model: {why}",
+                expected="the task and the model it was made with",
+                mend="resume without changing [task]; or start anew, with another --out",
+            ) from error
 
     def _write_weights(self) -> None:
         """The consensus model, for use."""
@@ -348,10 +409,14 @@ class _Session:
         with self.sync.evaluating():
             tensors = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
         if self.link.rank == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
             partial = self.folder / "model.safetensors.partial"
-            save_file(tensors, partial)
-            partial.replace(self.folder / "model.safetensors")
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                save_file(tensors, partial)
+                partial.replace(self.folder / "model.safetensors")
+            except (OSError, SafetensorError) as error:
+                partial.unlink(missing_ok=True)
+                raise not_written(self.folder / "model.safetensors", error) from error
 
     # --- the record ----------------------------------------------------------------------------------------------
 
@@ -365,12 +430,15 @@ class _Session:
             compute_s=max(0.0, whole.seconds - spent), encode_s=timing.encode_s, wait_s=timing.wait_s,
             apply_s=timing.apply_s, hidden_s=timing.hidden_s, rounds=self.sync.committed,
         )  # fmt: skip
-        told = _gather_json(self.link, {"member": asdict(member), "bytes": whole.bytes_by_purpose}, "the record")
+        unsaved = [asdict(event) for event in whole.events if event.kind == _NOT_SAVED][-_MOST_TOLD:]
+        facts = {"member": asdict(member), "bytes": whole.bytes_by_purpose, "unsaved": unsaved}
+        told = _gather_json(self.link, facts, "the record")
         purposes: dict[str, tuple[int, int]] = {}
         for facts in told.values():
             for name, (out, into) in facts["bytes"].items():
                 before = purposes.get(name, (0, 0))
                 purposes[name] = (before[0] + out, before[1] + into)
+        theirs = [Event(**each) for rank in told if rank != self.link.rank for each in told[rank]["unsaved"]]
         weights = digest(*self.sync.consensus()).hex()
         return RunRecord(
             label=self.run.method.name,
@@ -391,7 +459,7 @@ class _Session:
             bytes_by_purpose=purposes,
             rounds_committed=self.sync.committed,
             rounds_skipped=self.sync.skipped,
-            events=tuple(whole.events),
+            events=tuple(sorted([*whole.events, *theirs], key=lambda event: event.step)),
             final=self.final if self.link.rank == 0 else {},
             digest=weights,
         )
@@ -412,6 +480,45 @@ def device_of(run: Run) -> torch.device:
     if name == "cuda":
         torch.cuda.set_device(torch.cuda.current_device())
     return torch.device(name)
+
+
+def not_written(path: Path, error: Exception) -> ThinwireError:
+    """The error for a result that could not be kept."""
+    return ThinwireError(
+        f"{path} could not be written: {error}",
+        expected="room on the disk, and permission to write there",
+        mend=f"make room, then end the run from its last checkpoint: thinwire train --resume {path.parent}",
+    )
+
+
+def _stopped_unsaved(step: int, folder: Path, rank: int) -> ThinwireError:
+    older = sorted(checkpoint.steps(folder, rank))
+    return ThinwireError(
+        f"stopped after step {step}, but member {rank} could not write its checkpoint",
+        expected=f"room on the disk, and permission to write into {folder}",
+        mend=f"make room; --resume {folder} goes on from step {older[-1]}" if older else "make room, and start anew",
+    )
+
+
+def _shared_settings(run: Run, resume: bool) -> dict[str, str]:
+    """What must be the same on all members for their loops to keep step; data, devices and folders need not be."""
+    settings = {
+        name: str(getattr(run, name)) for name in ("steps", "max_time", "seed", "eval_every", "checkpoint_every")
+    }
+    tables = tomllib.loads(dump(run))
+    optimizer = {f"optimizer.{name}": str(value) for name, value in tables["optimizer"].items()}
+    return settings | optimizer | {"task": tables["task"]["name"], "resume": "yes" if resume else "no"}
+
+
+def _last_round(run: Run) -> int:
+    """The last local step of the run after which a round begins; 0 if there is none."""
+    plan = run.method.build()
+
+    def begins(step: int) -> bool:
+        method = plan.at(step)
+        return bool(method.schedule.begins(step, method.payload.fragments))
+
+    return next((step for step in range(run.steps, 0, -1) if begins(step)), 0)
 
 
 def _common_step(link: Link, folder: Path) -> tuple[int, int]:

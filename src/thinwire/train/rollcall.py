@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
@@ -49,6 +50,8 @@ class RollCall:
         self._asked: Handle[dict[int, Status]] | None = None
         self._every = self._next = 1
         self._before: Status | None = None
+        #: This member's own words at the last call, until the others' have been read.
+        self.unanswered: Status | None = None
 
     def _pace(self, answered: Mapping[int, Status]) -> None:
         """About a call every two seconds, by member 0's clock."""
@@ -61,10 +64,8 @@ class RollCall:
     def call(self, status: Status) -> dict[int, Status] | None:
         """Tell this member's status; what all told at the last call, by rank, if there was one."""
         answered = self.last()
-        if answered is not None:
-            self._pace(answered)
         self._next = status.step + self._every
-        self._asked = self._ask(status)
+        self._asked, self.unanswered = self._ask(status), status
         return answered
 
     def due(self, step: int) -> bool:
@@ -74,7 +75,23 @@ class RollCall:
     def last(self) -> dict[int, Status] | None:
         """What all told at the last call."""
         asked, self._asked = self._asked, None
-        return None if asked is None else asked.wait()
+        if asked is None:
+            return None
+        answered = asked.wait()
+        self.unanswered = None
+        self._pace(answered)
+        return answered
+
+    def state_dict(self) -> dict[str, Any]:
+        """When to call next and what that follows from; for between calls, when all that was told has been read."""
+        assert self._asked is None
+        before = None if self._before is None else asdict(self._before)
+        return {"every": self._every, "next": self._next, "before": before}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on calling as `state_dict()` says; the same on all members."""
+        self._every, self._next = state["every"], state["next"]
+        self._before = None if state["before"] is None else Status(**state["before"])
 
     def _ask(self, status: Status) -> Handle[dict[int, Status]]:
         link, channel = self._link, self._link.open("roll call")
