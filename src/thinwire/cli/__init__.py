@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import sys
+from typing import NoReturn
 
 import click
-from rich.console import Console
-from rich.logging import RichHandler
 
 from thinwire.errors import ThinwireError
 from thinwire.version import __version__
@@ -33,10 +34,12 @@ class _Commands(click.Group):
         return list(self._PLACES)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in self._PLACES:
-            return None
         from importlib import import_module
 
+        if cmd_name not in self._PLACES:
+            from thinwire.options import unknown
+
+            raise unknown(f"there is no command {cmd_name!r}", cmd_name, self._PLACES, what="one of")
         command: click.Command = getattr(import_module(self._PLACES[cmd_name]), cmd_name)
         return command
 
@@ -50,23 +53,34 @@ def cli() -> None:
     """
 
 
+class _Words(logging.Handler):
+    """Log messages as plain lines above a progress line, wherever standard error is at the time."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"thinwire: {self.format(record)}", file=sys.stderr)
+
+
 def main() -> None:
     """Run the command line: errors in three parts, no traceback, exit code 2."""
-    console = Console(stderr=True)
-    logging.basicConfig(
-        level=logging.WARNING,
-        format="%(message)s",
-        handlers=[RichHandler(console=console, show_path=False, show_level=False, markup=False)],
-    )
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_Words()])
     try:
-        code = cli.main(standalone_mode=False)
+        code = cli.main(prog_name="thinwire", standalone_mode=False)
     except ThinwireError as error:
         print(f"thinwire: {error}", file=sys.stderr)
-        sys.exit(FAILED)
+        _end_now(FAILED)
     except click.ClickException as error:
         error.show()
-        sys.exit(FAILED)
+        _end_now(FAILED)
     except (click.Abort, KeyboardInterrupt):
         print("thinwire: interrupted", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        _end_now(INTERRUPTED)
     sys.exit(code if isinstance(code, int) else DONE)
+
+
+def _end_now(code: int) -> NoReturn:
+    """End without Python's clean-up, which aborts where a thread still waits inside the engine for a lost member."""
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)

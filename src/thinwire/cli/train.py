@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 from rich.console import Console
+from rich.text import Text
 
 from thinwire.cli import DONE, INTERRUPTED
 from thinwire.config import Run, TorchLink, load, override
@@ -17,6 +18,7 @@ from thinwire.report import run_summary
 from thinwire.report.record import RunRecord
 from thinwire.train.display import JsonLines, Terminal
 from thinwire.train.launch import CONFIG, REPORT, execute
+from thinwire.train.loop import NOT_SAVED
 
 FREE_FLAGS = {"ignore_unknown_options": True, "allow_extra_args": True}
 
@@ -57,14 +59,22 @@ def train(
 
 def _configured(words: tuple[str, ...], resume: str | None) -> Run:
     flags = list(words)
-    if flags and not flags[0].startswith("--"):
+    if flags and not flags[0].startswith("-"):
         run = load(flags.pop(0))
     elif resume is not None:
         run = load(_file_of(resume))
     else:
         run = Run()
-    run = override(run, flags)
-    return run if resume is None else replace(run, out=resume)
+    if resume is None:
+        return override(run, flags)
+    moved = next((word for word in flags if word.partition("=")[0] == "--out"), None)
+    if moved is not None:
+        raise ConfigError(
+            f"--resume {resume} and {moved}",
+            expected="one of them: a run goes on in its own folder",
+            mend="leave --out out; to go on elsewhere, copy the folder and resume the copy",
+        )
+    return replace(override(run, flags), out=resume)
 
 
 def _file_of(folder: str) -> Path:
@@ -99,13 +109,23 @@ def _finished(run: Run, record: RunRecord, console: Console, lines: JsonLines | 
     """The end, told once: by member 0's process, which for workers of this machine is not this one."""
     if "RANK" in os.environ and os.environ["RANK"] != "0":
         return
-    if isinstance(run.link, TorchLink) and run.link.rank not in (None, 0):
-        return
     if run.workers > 1 and isinstance(run.link, TorchLink) and "RANK" not in os.environ:
         return  # member 0 has told it
     if lines is not None:
+        members = [asdict(member) for member in record.members]
         lines.write("finished", final=dict(record.final), digest=record.digest, sent_bytes=record.sent_bytes,
-                    seconds=record.seconds, members=[asdict(member) for member in record.members], out=run.out)  # fmt: skip
+                    seconds=record.seconds, members=members, out=run.out)  # fmt: skip
+        return
+    unsaved = [event.text for event in record.events if event.kind == NOT_SAVED]
+    if unsaved:
+        console.print(
+            Text(f"{len(unsaved)} checkpoints are missing; the last: {unsaved[-1]}", "yellow"), soft_wrap=True
+        )
+    if isinstance(run.link, TorchLink) and run.link.rank not in (None, 0):
+        console.print(
+            f"Done; member 0 has the report and the weights, whose digest is {record.digest}.", soft_wrap=True
+        )
         return
     console.print(run_summary(record))
-    console.print(f"report   {Path(run.out) / REPORT}\nweights  {Path(run.out) / 'model.safetensors'}", highlight=False)
+    for name, path in (("report", REPORT), ("weights", "model.safetensors")):
+        console.print(Text(f"{name:7}  {Path(run.out) / path}"), soft_wrap=True)

@@ -4,83 +4,169 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict
+import os
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress, ProgressColumn, Task, TaskID
+from rich.text import Text
 
-from thinwire.config import Run
+from thinwire.config import Run, TorchLink
 from thinwire.report.record import Event, Point
 from thinwire.report.words import bytes_text
 from thinwire.train.rollcall import Status
 
 
 class Terminal:
-    """A progress line: steps, loss, tokens a second, bytes up and down, who is present, time left."""
+    """A progress line: steps, loss, bytes up and down, who is present, tokens a second, time left.
+
+    What does not fit is left out whole, from the least needed on. Where no terminal is, every evaluation is a line.
+    """
 
     def __init__(self, console: Console, label: str = "") -> None:
         self._console, self._label = console, label
         self._progress: Progress | None = None
         self._task = TaskID(0)
-        self._members = 0
-        self._valid = ""
+        self._line = _Line("")
+        self._resume: Callable[[Path], str] = str
 
     def started(self, run: Run, members: int, parameters: int, step: int) -> None:
-        self._members = members
-        label = self._label or run.method.name
-        self._progress = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=18),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[told]}"),
-            TimeRemainingColumn(compact=True),
-            console=self._console,
-            transient=False,
-        )
+        self._line = _Line(self._label or run.method.name, steps=run.steps, step=step, members=members)
+        self._resume = partial(resume_command, run)
+        if not self._console.is_terminal:
+            return
+        self._progress = Progress(_LineColumn(self._console), console=self._console)
         self._progress.start()
-        self._task = self._progress.add_task(
-            escape(label), total=run.steps, completed=step, told="waiting for all members"
-        )
+        self._task = self._progress.add_task("", total=run.steps, completed=step, line=self._line)
 
     def progress(self, step: int, statuses: Mapping[int, Status]) -> None:
-        if self._progress is None:
-            return
-        lead = statuses[0]
-        seconds = max(status.seconds for status in statuses.values())
-        samples = sum(status.tokens or status.samples for status in statuses.values())
-        unit = "tok/s" if lead.tokens else "samples/s"
-        losses = [status.loss for status in statuses.values() if math.isfinite(status.loss)]
-        told = [f"loss {sum(losses) / len(losses):.3f}"] if losses else []
-        told += [self._valid] if self._valid else []
-        told += [f"{samples / seconds:,.0f} {unit}"] if seconds else []
-        told += [f"↑{bytes_text(lead.sent_bytes)} ↓{bytes_text(lead.received_bytes)}"]
-        told += [f"{len(statuses)}/{self._members} here"]
-        self._progress.update(self._task, completed=step, told="  ".join(told))
+        self._line = self._line.after(step, statuses)
+        if self._progress is not None:
+            self._progress.update(self._task, completed=step, line=self._line)
 
     def evaluated(self, point: Point) -> None:
-        self._valid = "" if point.valid_loss is None else f"valid {point.valid_loss:.3f}"
+        if point.valid_loss is None:
+            return
+        self._line = replace(self._line, valid=f"valid {point.valid_loss:.3f}")
+        if self._progress is not None:
+            self._progress.update(self._task, line=self._line)
+        else:
+            self._console.print(self._line.text(_UNLIMITED), soft_wrap=True, highlight=False)
 
     def event(self, event: Event) -> None:
-        self._console.print(f"[yellow]step {event.step}: {escape(event.kind)}:[/] {escape(event.text)}")
+        words = Text.assemble((f"step {event.step}: {event.kind}: ", "yellow"), event.text)
+        self._console.print(words, soft_wrap=True)
 
     def stopped(self, step: int, folder: Path) -> None:
         self.close()
-        self._console.print(
-            f"Stopped by agreement of all members after step {step}; the checkpoint is in {escape(str(folder))}.\n"
-            f"Go on with:  [bold]thinwire train --resume {escape(str(folder))}[/]"
-        )
+        told = Text(f"Stopped by agreement of all members after step {step}.")
+        if not self._label:  # one of several runs is not gone on with by itself
+            told.append(f"\nGo on with:  {self._resume(folder)}")
+        self._console.print(told, soft_wrap=True)
 
     def close(self) -> None:
         """End the progress line."""
         if self._progress is not None:
-            if self._progress.tasks and self._progress.finished is False:
-                self._progress.refresh()
             self._progress.stop()
             self._progress = None
+
+
+_UNLIMITED = 1000
+_BAR = 20
+
+
+@dataclass(frozen=True)
+class _Line:
+    """What a progress line tells."""
+
+    label: str
+    steps: int = 0
+    members: int = 0
+    step: int = 0
+    told: str = "waiting for all members"
+    valid: str = ""
+    rate: str = ""
+    moved: str = ""
+    here: str = ""
+
+    def after(self, step: int, statuses: Mapping[int, Status]) -> _Line:
+        """The line after a roll call."""
+        seconds = max(status.seconds for status in statuses.values())
+        tokens = sum(status.tokens for status in statuses.values())
+        count = tokens or sum(status.samples for status in statuses.values())
+        losses = [status.loss for status in statuses.values() if math.isfinite(status.loss)]
+        lead = next(iter(statuses.values()))
+        return replace(
+            self,
+            step=step,
+            told=f"loss {sum(losses) / len(losses):.3f}" if losses else "loss not finite" if step else "",
+            rate=f"{_thousands(count / seconds)} {'tok' if tokens else 'samples'}/s" if seconds and count else "",
+            moved=f"↑{bytes_text(lead.sent_bytes)} ↓{bytes_text(lead.received_bytes)}",
+            here=f"{len(statuses)}/{self.members} here",
+        )
+
+    def text(self, width: int, left: str = "") -> str:
+        """As much as fits into `width` columns; the steps and what is told first always do."""
+        bar = _BAR * self.step // self.steps if self.steps else 0
+        parts = {
+            "label": self.label,
+            "bar": "━" * bar + "╌" * (_BAR - bar) if width < _UNLIMITED else "",
+            "steps": f"{self.step}/{self.steps}",
+            "told": self.told,
+            "valid": self.valid,
+            "rate": self.rate,
+            "moved": self.moved,
+            "here": self.here,
+            "left": left,
+        }
+        for least in ("", "bar", "valid", "label", "rate", "here", "moved", "left"):
+            parts.pop(least, None)
+            text = "  ".join(part for part in parts.values() if part)
+            if len(text) <= width:
+                break
+        return text
+
+
+class _LineColumn(ProgressColumn):
+    """The line at the width that the terminal has now."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def render(self, task: Task) -> Text:
+        remaining = task.time_remaining
+        left = "" if remaining is None or not task.completed else f"{_clock(remaining)} left"
+        line: _Line = task.fields["line"]
+        return Text(line.text(self._console.width - 1, left), no_wrap=True)
+
+
+def resume_command(run: Run, folder: Path) -> str:
+    """What this member's person types to go on, as all members must."""
+    command = f"thinwire train --resume {shlex.quote(str(folder))}"
+    if isinstance(run.link, TorchLink) and run.link.address is not None:
+        return f"{command} --join {run.link.address} --rank {run.link.rank} --world {run.link.world}"
+    return f"torchrun ... -m {command}" if "TORCHELASTIC_RUN_ID" in os.environ else command
+
+
+def _thousands(value: float) -> str:
+    """Three digits: 950, 12.3k, 1.20M."""
+    for unit, size in (("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            short = value / size
+            return f"{short:.{2 if short < 10 else 1 if short < 100 else 0}f}{unit}"
+    return f"{value:.0f}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 class JsonLines:
@@ -88,8 +174,10 @@ class JsonLines:
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
+        self._resume: Callable[[Path], str] = str
 
     def started(self, run: Run, members: int, parameters: int, step: int) -> None:
+        self._resume = partial(resume_command, run)
         self.write(
             "started", method=run.method.name, members=members, parameters=parameters, step=step, steps=run.steps
         )
@@ -106,7 +194,7 @@ class JsonLines:
         self.write("event", step=event.step, seconds=event.seconds, kind=event.kind, text=event.text)
 
     def stopped(self, step: int, folder: Path) -> None:
-        self.write("stopped", step=step, resume=f"thinwire train --resume {folder}")
+        self.write("stopped", step=step, resume=self._resume(folder))
 
     def write(self, event: str, **facts: Any) -> None:
         """One line; numbers that are not finite become null, as JSON has no word for them."""

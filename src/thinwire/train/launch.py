@@ -109,10 +109,11 @@ def _as_member(run: Run, link: TorchLink, display: Display, resume: bool) -> Run
             joining = join(link.address, rank=link.rank, world=link.world, backend=backend, timeout_s=timeout_s)
             member = stack.enter_context(joining)
         stops = stack.enter_context(_stop_signal())
-        if member.rank == 0:
+        # Members of several machines have a person and a folder each; those of one machine share member 0's.
+        apart = member.rank == 0 or link.address is not None
+        if apart:
             _write_config(run)
-        # Members of several machines each have a person before them; those of one machine share member 0's.
-        shown = display if member.rank == 0 or link.address is not None else Silent()
+        shown = display if apart else Silent()
         try:
             return train(run, task, member, display=shown, stops=stops, resume=resume)
         finally:
@@ -131,7 +132,9 @@ def _write_config(run: Run) -> None:
     folder = Path(run.out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG).write_text(dump(run), encoding="utf-8")
+        partial = folder / f"{CONFIG}.{os.getpid()}"
+        partial.write_text(dump(run), encoding="utf-8")
+        partial.replace(folder / CONFIG)
     except OSError as error:
         raise ConfigError(
             f"--out {folder}: {error.strerror or error}",
@@ -206,6 +209,7 @@ def _spawned(run: Run, link: TorchLink, resume: bool, machine_readable: bool) ->
             own = [] if link.address is None else ["--link.rank", str((link.rank or 0) + index), "--workers", "1"]
             members.append(_start([*command, *own], environment, None if index == 0 else logs[index]))
         _wait(members)
+    _write_config(run)  # members of several machines wrote their own part of it
     codes = {member.returncode for member in members}
     if asked() > 1 or (codes != {0} and codes <= {0, *_STOPPED}):
         return None

@@ -42,7 +42,9 @@ _log = logging.getLogger("thinwire")
 
 _MOST_FACTS_BYTES = 1 << 16
 _MOST_TOLD = 5  # of a member's failed checkpoints, in the record
-_NOT_SAVED = "checkpoint failed"
+
+#: The kind of the events that tell of a checkpoint that could not be written.
+NOT_SAVED = "checkpoint failed"
 
 
 class Display(Protocol):
@@ -321,7 +323,7 @@ class _Session:
             checkpoint.save(self.folder, self.sync.step, self.link.rank, self._state(rescue=False))
         except OSError as error:
             text = f"member {self.link.rank} could not write its checkpoint of step {self.sync.step}: {error}"
-            self._note(_NOT_SAVED, text)
+            self._note(NOT_SAVED, text)
             if self.link.rank:  # whose display is silent, as a rule
                 _log.warning(text)
             return False
@@ -430,9 +432,9 @@ class _Session:
             compute_s=max(0.0, whole.seconds - spent), encode_s=timing.encode_s, wait_s=timing.wait_s,
             apply_s=timing.apply_s, hidden_s=timing.hidden_s, rounds=self.sync.committed,
         )  # fmt: skip
-        unsaved = [asdict(event) for event in whole.events if event.kind == _NOT_SAVED][-_MOST_TOLD:]
-        facts = {"member": asdict(member), "bytes": whole.bytes_by_purpose, "unsaved": unsaved}
-        told = _gather_json(self.link, facts, "the record")
+        unsaved = [asdict(event) for event in whole.events if event.kind == NOT_SAVED][-_MOST_TOLD:]
+        mine = {"member": asdict(member), "bytes": whole.bytes_by_purpose, "unsaved": unsaved}
+        told = _gather_json(self.link, mine, "the record")
         purposes: dict[str, tuple[int, int]] = {}
         for facts in told.values():
             for name, (out, into) in facts["bytes"].items():
