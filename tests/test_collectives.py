@@ -251,10 +251,12 @@ def test_a_member_that_has_counted_nothing_is_left_out_but_is_there(members, rou
             assert torch.equal(result.update, expected)
 
 
-@pytest.mark.parametrize("members", [1, 2, 3])
-def test_nobody_who_has_counted_anything_is_an_outcome(members):
+@pytest.mark.parametrize("members", [1, 2, 3, 5])
+@pytest.mark.parametrize("topology", [Everyone(), Islands(2)], ids=repr)
+def test_nobody_who_has_counted_anything_is_an_outcome(members, topology):
     def member(link):
-        return combine(exchange(link, fp32, WeightedMean()), torch.ones(300), 0.0, Residuals(), None)
+        ex = exchange(link, fp32, WeightedMean(), route=topology.route(link.rank, link.members, 0))
+        return combine(ex, torch.ones(300), 0.0, Residuals(), None)
 
     for result in run(members, member):
         assert (result.update, result.ranks, result.reason) == (None, tuple(range(members)), NO_SAMPLES)

@@ -739,6 +739,15 @@ def test_the_observer_sees_every_outcome_in_order():
     ]  # fmt: skip
 
 
+def test_several_rounds_under_way_are_each_applied_once_and_in_time():
+    """The two that are still under way at the end are applied on leaving."""
+    method = streaming_diloco(every=6, fragments=3, overlap=4)
+    outcomes = run(2, lambda link: train(link, method, 11))[0].outcomes
+    assert [(outcome.step, outcome.fragment, outcome.round) for outcome in outcomes] == [
+        (6, 0, 0), (8, 1, 0), (10, 2, 0), (11, 0, 1), (11, 1, 1),
+    ]  # fmt: skip
+
+
 def test_two_synchronizers_one_after_the_other_on_the_same_link():
     def member(link):
         model = make_model()

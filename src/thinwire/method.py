@@ -97,8 +97,8 @@ class Phases:
             if self.then.payload.kind == "gradient":
                 raise ConfigError(
                     "the second phase sends gradients, after a first one with local steps",
-                    expected="gradients only in the first phase: local steps leave every member's optimizer with a state of "
-                    "its own, and equal gradients would then no longer make equal steps",
+                    expected="gradients only in the first phase: local steps leave every member's optimizer with a "
+                    "state of its own, and equal gradients would then no longer make equal steps",
                     mend="send Delta() with Every(1) and outer=SGD(1.0) in the second phase",
                 )
 

@@ -331,7 +331,8 @@ class _Session:
 
     def _rescue(self) -> None:
         """After a member was lost: keep what has been committed since the last checkpoint."""
-        if self.calls.unanswered is not None:  # the others' words are lost, and with them no evaluation of ours
+        self.display = Silent()  # what follows is half of the truth
+        if self.calls.unanswered is not None:  # the others' words are lost, but no evaluation of ours
             self._take_in({self.link.rank: self.calls.unanswered})
         try:
             checkpoint.save(self.folder, self.sync.step, self.link.rank, self._state(rescue=True))
