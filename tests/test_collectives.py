@@ -40,7 +40,7 @@ class PairSums(Codec):
     def encode(self, x: Tensor, key: int) -> Fields:
         return {"value": torch.nn.functional.pad(x, (0, len(x) % 2)).view(-1, 2).mean(dim=1)}
 
-    def decode(self, fields: Fields, n: int) -> Tensor:
+    def decode(self, fields: Fields, n: int, key: int) -> Tensor:
         require(fields, self.layout(n))
         return fields["value"].repeat_interleave(2)[:n]
 
@@ -107,7 +107,7 @@ def exchange(link, codec, rule, *, number: int = 0, route: Route | None = None, 
 
 def again(codec: Codec, x: Tensor) -> Tensor:
     """What others read of x."""
-    return codec.decode(codec.encode(x, 0), len(x)).clone()
+    return codec.decode(codec.encode(x, 0), len(x), 0).clone()
 
 
 @dataclass
@@ -126,7 +126,7 @@ class Reference:
         if len(x) > 2 and bare.traits.linear and self.rule.needs == "sum":
             seen = [again(bare, v) for v in target]
             codes = torch.stack([bare.encode(v, 0)["value"] for v in target])
-            result = bare.decode({"value": self.merged(codes, weights)}, len(x[0]))
+            result = bare.decode({"value": self.merged(codes, weights)}, len(x[0]), 0)
         elif len(x) > 2 and bare.traits.reencodes and self.rule.needs != "rows":
             bounds = shards(len(x[0]), len(x))
             seen = [torch.cat([again(bare, v[a:b]) for a, b in bounds]) for v in target]

@@ -141,8 +141,8 @@ def test_codecs_still_write_and_read_golden_bytes(name: str) -> None:
     data, made, codec = golden.path(name).read_bytes(), golden.packets()[name], golden.codec_of(name)
     if codec.traits.fixed_size:  # versions of a compressor may differ in their bytes, never in what those unpack to
         assert as_bytes(made.to_bytes()) == data
-    decoded = codec.decode(read(as_tensor(data)).fields, made.n)
-    assert as_bytes(decoded) == as_bytes(codec.decode(made.fields, made.n))
+    decoded = codec.decode(read(as_tensor(data)).fields, made.n, 0)
+    assert as_bytes(decoded) == as_bytes(codec.decode(made.fields, made.n, 0))
 
 
 def test_the_documented_example_is_the_golden_one() -> None:
@@ -156,7 +156,7 @@ def test_the_documented_example_is_the_golden_one() -> None:
     assert data == golden.path("int4").read_bytes()
     packet = read(as_tensor(data))
     codec = parse(packet.codec)
-    decoded = codec.decode(packet.fields, 8).int().tolist()
+    decoded = codec.decode(packet.fields, 8, 0).int().tolist()
     assert "decodes to " + ", ".join(map(str, decoded)).replace("-", "−") in page
 
 
@@ -259,7 +259,7 @@ def _read_and_decode(data: bytes, codec: Codec | None, n: int) -> bool:
     try:
         packet = read(as_tensor(data))
         if codec is not None:
-            decoded = codec.decode(packet.fields, n)
+            decoded = codec.decode(packet.fields, n, 0)
             assert decoded.shape == (n,)
             assert decoded.dtype == torch.float32
     except PacketError:
@@ -315,7 +315,7 @@ def test_a_hostile_number_of_elements_allocates_nothing() -> None:
     hostile = as_tensor(sealed(as_bytes(Packet(codec.spec, 2**60, honest.fields).to_bytes())))
     tracemalloc.start()
     packet = read(hostile)
-    decoded = codec.decode(packet.fields, 64)
+    decoded = codec.decode(packet.fields, 64, 0)
     with pytest.raises(PacketError, match=f"sent {2**60} elements\n  expected  64 elements"):
         check(packet, header=packet.header, codec=codec.spec, n=64)
     peak = tracemalloc.get_traced_memory()[1]
@@ -323,4 +323,4 @@ def test_a_hostile_number_of_elements_allocates_nothing() -> None:
     assert decoded.shape == (64,)
     assert peak < 1 << 20
     with pytest.raises(PacketError):
-        codec.decode(packet.fields, 2**30)  # a receiver that expects more refuses before it makes room
+        codec.decode(packet.fields, 2**30, 0)  # a receiver that expects more refuses before it makes room

@@ -126,9 +126,9 @@ class _Work:
             self.faults.append(f"member {header.sender}: {error.wrong}")
             return None
 
-    def decode(self, packet: Packet, codec: Codec, n: int, device: torch.device) -> Tensor | None:
+    def decode(self, packet: Packet, codec: Codec, n: int, key: int, device: torch.device) -> Tensor | None:
         try:
-            return codec.decode({name: value.to(device) for name, value in packet.fields.items()}, n)
+            return codec.decode({name: value.to(device) for name, value in packet.fields.items()}, n, key)
         except PacketError as error:
             self.faults.append(f"member {packet.header.sender}: {error.wrong}")
             return None
@@ -200,7 +200,8 @@ def _gather(
         dict.fromkeys(others, ex.codec.layout(n)),
         dict.fromkeys(others, n),
     )
-    rows = _rows(work, {**arrived, ex.rank: packet}, ex.codec, n, x.device)
+    keys = {sender: mix(ex.key, 0, sender) for sender in route.ranks}
+    rows = _rows(work, {**arrived, ex.rank: packet}, ex.codec, n, keys, x.device)
     update = None if rows is None else _merge(ex.aggregator, *rows)
     return update, Residuals(own, residuals.shard)
 
@@ -228,7 +229,8 @@ def _scatter_gather(
         dict.fromkeys(others, codec.layout(mine)),
         dict.fromkeys(others, mine),
     )
-    rows = _rows(work, {**arrived, ex.rank: packets[ex.rank]}, codec, mine, x.device) if mine else None
+    keys = {sender: mix(ex.key, 0, sender, ex.rank) for sender in ranks}
+    rows = _rows(work, {**arrived, ex.rank: packets[ex.rank]}, codec, mine, keys, x.device) if mine else None
     merged = None if rows is None else _merge(ex.aggregator, *rows)
     failed = mine > 0 and rows is None
     result, shard = _again(ex, codec, feedback, merged, mine, x, residuals.shard, failed)
@@ -240,7 +242,7 @@ def _scatter_gather(
         sizes,
     )
     update = _joined(work, {**collected, ex.rank: result}, codec, sizes, x)
-    own = None if feedback is None else target - _decoded(packets, codec, sizes)
+    own = None if feedback is None else target - _decoded(ex, packets, codec, sizes)
     return update, Residuals(own, shard)
 
 
@@ -271,7 +273,7 @@ def _joined(
         packet = packets.get(rank)
         if packet is None or packet.header.flags:
             return None
-        part = work.decode(packet, codec, sizes[rank], like.device)
+        part = work.decode(packet, codec, sizes[rank], mix(work.ex.key, 1, rank), like.device)
         if part is None:
             return None
         parts.append(part)
@@ -283,11 +285,12 @@ def _all_reduce(
 ) -> tuple[Tensor | None, Residuals]:
     """Add codes and decode the sum: all members encode with one key, so that codes mean the same."""
     ex, n = work.ex, x.numel()
-    fields, own = _encode(ex, x, residuals.own, mix(ex.key, 2))
+    key = mix(ex.key, 2)
+    fields, own = _encode(ex, x, residuals.own, key)
     (name, code), *rest = fields.items()
     assert not rest, "a linear codec writes one field"
     summed, _ = _scatter_gather(work, route, code, weight, abstains, Residuals(), FP32(), None)
-    update = None if summed is None else ex.codec.decode({name: summed}, n)
+    update = None if summed is None else ex.codec.decode({name: summed}, n, key)
     return update, Residuals(own, residuals.shard)
 
 
@@ -311,7 +314,7 @@ def _tree(
         got = work.swap({}, due, codec.spec, {leader: codec.layout(n)}, {leader: n})[leader]
         if got is None or got.header.flags:
             return None, residuals
-        return work.decode(got, codec, n, x.device), residuals
+        return work.decode(got, codec, n, mix(ex.key, 4, leader), x.device), residuals
     arrived = work.swap(
         {},
         {rank: replace(ex.header, sender=rank) for rank in followers},
@@ -319,7 +322,8 @@ def _tree(
         dict.fromkeys(followers, codec.layout(n)),
         dict.fromkeys(followers, n),
     )
-    rows = _rows(work, {**arrived, leader: packet}, codec, n, x.device)
+    keys = {sender: mix(ex.key, 3, sender) for sender in island}
+    rows = _rows(work, {**arrived, leader: packet}, codec, n, keys, x.device)
     failed = rows is None
     merged, total = None, weight
     if rows is not None:
@@ -329,10 +333,11 @@ def _tree(
     )
     flags = Flag.FAILED if failed or update is None else 0
     vector = torch.zeros_like(x) if update is None else update
-    fields = codec.encode(vector, mix(ex.key, 4, ex.rank))
+    key = mix(ex.key, 4, leader)
+    fields = codec.encode(vector, key)
     result = Packet(codec.spec, n, fields, replace(ex.header, kind=Kind.RESULT, sender=leader, flags=flags))
     work.swap(dict.fromkeys(followers, result), {}, codec.spec, {}, {})
-    return (None if flags else codec.decode(fields, n)), after
+    return (None if flags else codec.decode(fields, n, key)), after
 
 
 def _verdict(work: _Work, update: Tensor | None, shared: Tensor | None, abstains: bool) -> tuple[int, ...] | None:
@@ -417,20 +422,25 @@ def _encode(ex: Exchange, x: Tensor, residual: Tensor | None, key: int) -> tuple
     return ex.feedback.encode(x, residual, key)
 
 
-def _decoded(packets: Mapping[int, Packet], codec: Codec, sizes: Mapping[int, int]) -> Tensor:
+def _decoded(ex: Exchange, packets: Mapping[int, Packet], codec: Codec, sizes: Mapping[int, int]) -> Tensor:
     """What others read of a member's shards, in order.  [n]"""
-    return torch.cat([codec.decode(packet.fields, sizes[rank]) for rank, packet in packets.items()])
+    keys = {owner: mix(ex.key, 0, ex.rank, owner) for owner in packets}
+    return torch.cat([codec.decode(packet.fields, sizes[rank], keys[rank]) for rank, packet in packets.items()])
 
 
 def _rows(
-    work: _Work, packets: Mapping[int, Packet | None], codec: Codec, n: int, device: torch.device
-) -> tuple[Tensor, Tensor] | None:
-    """Contributions in ascending order of rank and their weights; None if one was damaged; empty if all abstain."""
+    work: _Work, packets: Mapping[int, Packet | None], codec: Codec, n: int, keys: Mapping[int, int],
+    device: torch.device,
+) -> tuple[Tensor, Tensor] | None:  # fmt: skip
+    """Contributions in ascending order of rank and their weights; None if one was damaged; empty if all abstain.
+
+    keys  what each sender encoded with
+    """
     rows, weights = [], []
-    for _, packet in sorted(packets.items()):
+    for sender, packet in sorted(packets.items()):
         if packet is None:
             return None
-        row = work.decode(packet, codec, n, device)
+        row = work.decode(packet, codec, n, keys[sender], device)
         if row is None:
             return None
         if not packet.header.flags & Flag.ABSTAINS and packet.header.weight > 0:

@@ -16,12 +16,14 @@ def test_the_values_are_written_by_the_second_and_the_rest_stays() -> None:
     fields, kept = codec.encode(X, 0), topk(1 / 10).encode(X, 0)
     assert list(fields) == ["value.scale", "value.code", "index"]
     assert torch.equal(fields["index"], kept["index"])
-    written = int8.decode(int8.encode(kept["value"], 0), 100)
-    assert torch.equal(codec.decode(fields, 1000), topk(1 / 10).decode({**kept, "value": written}, 1000))
+    written = int8.decode(int8.encode(kept["value"], 0), 100, 0)
+    assert torch.equal(codec.decode(fields, 1000, 0), topk(1 / 10).decode({**kept, "value": written}, 1000, 0))
 
 
 def test_fp32_before_a_codec_changes_nothing_but_names() -> None:
-    assert torch.equal((fp32 | int4).decode((fp32 | int4).encode(X, 0), 1000), int4.decode(int4.encode(X, 0), 1000))
+    assert torch.equal(
+        (fp32 | int4).decode((fp32 | int4).encode(X, 0), 1000, 0), int4.decode(int4.encode(X, 0), 1000, 0)
+    )
 
 
 def test_chains_lean_left() -> None:
@@ -34,7 +36,7 @@ def test_chains_lean_left() -> None:
 def test_top_k_of_top_k_is_top_k() -> None:
     twice = topk(1 / 2) | topk(1 / 5)
     once = topk(1 / 10)
-    assert torch.equal(twice.decode(twice.encode(X, 0), 1000), once.decode(once.encode(X, 0), 1000))
+    assert torch.equal(twice.decode(twice.encode(X, 0), 1000, 0), once.decode(once.encode(X, 0), 1000, 0))
     assert twice.contraction(1000) == pytest.approx(once.contraction(1000))
 
 

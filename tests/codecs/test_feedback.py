@@ -22,7 +22,7 @@ def test_nothing_is_lost(rounds: list[list[float]], share: float) -> None:
     residual, decoded = None, torch.zeros(24)
     for key, row in enumerate(rounds):
         fields, residual = memory.encode(torch.tensor(row), residual, key)
-        decoded += memory.decode(fields, 24)
+        decoded += memory.decode(fields, 24, 0)
     assert residual is not None
     assert torch.equal(decoded + residual, torch.tensor(rounds).sum(dim=0))
 
@@ -34,8 +34,8 @@ def test_without_it_the_small_ones_are_lost_for_ever() -> None:
     residual, with_memory, without = None, torch.zeros(2), torch.zeros(2)
     for key in range(12):
         fields, residual = memory.encode(x, residual, key)
-        with_memory += memory.decode(fields, 2)
-        without += alone.decode(alone.encode(x, key), 2)
+        with_memory += memory.decode(fields, 2, 0)
+        without += alone.decode(alone.encode(x, key), 2, 0)
     assert without.tolist() == [36, 0]
     assert ((with_memory - 12 * x).abs() <= 4).all()
 

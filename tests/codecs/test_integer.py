@@ -19,7 +19,7 @@ def test_int4_golden() -> None:
     fields = int4(block=8).encode(X, 0)
     assert fields["scale"].tolist() == [1.0]
     assert bytes(fields["code"].tolist()) == bytes.fromhex("8F 91 7C 85")  # planar: 15|8<<4, 1|9<<4, 12|7<<4, 5|8<<4
-    assert int4(block=8).decode(fields, 8).tolist() == [7, -7, 4, -3, 0, 1, -1, 0]  # 3.5 is half way: to even
+    assert int4(block=8).decode(fields, 8, 0).tolist() == [7, -7, 4, -3, 0, 1, -1, 0]  # 3.5 is half way: to even
 
 
 def test_int8_golden() -> None:
@@ -51,12 +51,12 @@ def test_results_do_not_depend_on_pieces(monkeypatch: pytest.MonkeyPatch) -> Non
     for codec, fields in zip(codecs, whole, strict=True):
         pieced = codec.encode(x, 3)
         assert all(torch.equal(fields[name], pieced[name]) for name in fields)
-        assert torch.equal(codec.decode(pieced, 5000), codec.decode(fields, 5000))
+        assert torch.equal(codec.decode(pieced, 5000, 0), codec.decode(fields, 5000, 0))
 
 
 def test_a_smaller_block_loses_less() -> None:
     x = torch.randn(4096, generator=torch.Generator().manual_seed(0)) ** 3
-    errors = [(int4(block=b).decode(int4(block=b).encode(x, 0), 4096) - x).norm() for b in (32, 256, 4096)]
+    errors = [(int4(block=b).decode(int4(block=b).encode(x, 0), 4096, 0) - x).norm() for b in (32, 256, 4096)]
     assert errors == sorted(errors)
 
 
@@ -65,7 +65,7 @@ def test_stochastic_rounding_goes_to_a_neighbour_and_depends_on_the_key() -> Non
     x = torch.randn(1000, generator=torch.Generator().manual_seed(0))
     fields = codec.encode(x, 1)
     step = fields["scale"].repeat_interleave(256)[:1000]
-    assert ((codec.decode(fields, 1000) - x).abs() <= step * (1 + 2.0**-16)).all()
+    assert ((codec.decode(fields, 1000, 0) - x).abs() <= step * (1 + 2.0**-16)).all()
     assert not torch.equal(fields["code"], codec.encode(x, 2)["code"])
     assert not torch.equal(fields["code"], int8.encode(x, 1)["code"])
 
@@ -75,7 +75,7 @@ def test_small_elements_are_sent_now_and_then() -> None:
     codec = int8(rounding="stochastic")
     x = torch.full((256,), 2.0**-10)
     x[0] = 127.0
-    sent = sum(codec.decode(codec.encode(x, key), 256)[1:].sum().item() for key in range(400))
+    sent = sum(codec.decode(codec.encode(x, key), 256, 0)[1:].sum().item() for key in range(400))
     expected = 400 * 255 * 2.0**-10  # a Poisson count of about 100
     assert abs(sent - expected) < 5 * expected**0.5
 
@@ -84,7 +84,7 @@ def test_small_elements_are_sent_now_and_then() -> None:
 def test_blocks_of_almost_nothing_are_zero(magnitude: float) -> None:
     for codec in (int8(block=4), int4(block=4)):
         x = torch.tensor([magnitude] * 4 + [1.0])
-        assert codec.decode(codec.encode(x, 0), 5).tolist() == [0, 0, 0, 0, 1]
+        assert codec.decode(codec.encode(x, 0), 5, 0).tolist() == [0, 0, 0, 0, 1]
 
 
 @pytest.mark.parametrize(
@@ -102,14 +102,14 @@ def test_what_no_encoder_writes_is_refused(field: str, value: float, said: str) 
     fields[field] = fields[field].clone()
     fields[field][0] = value
     with pytest.raises(PacketError, match=said):
-        int8(block=8).decode(fields, 8)
+        int8(block=8).decode(fields, 8, 0)
 
 
 def test_the_reserved_nibble_is_refused() -> None:
     fields = dict(int4(block=8).encode(X, 0))
     fields["code"] = fields["code"] & 0xF0
     with pytest.raises(PacketError, match="field 'code' holds the reserved code -8"):
-        int4(block=8).decode(fields, 8)
+        int4(block=8).decode(fields, 8, 0)
 
 
 @pytest.mark.parametrize("block", [0, -2, 3, 2.5, True, "64", None])

@@ -30,7 +30,7 @@ def test_many_numbers_at_once() -> None:
 
 def test_everything_is_kept_at_full_rate() -> None:
     x = torch.randn(100)
-    assert torch.equal(topk(1).decode(topk(1).encode(x, 0), 100), x)
+    assert torch.equal(topk(1).decode(topk(1).encode(x, 0), 100, 0), x)
 
 
 def test_a_larger_share_keeps_more() -> None:
@@ -41,7 +41,7 @@ def test_a_larger_share_keeps_more() -> None:
 def test_positions_that_no_encoder_writes_are_refused(index: list[int]) -> None:
     fields = {"value": torch.ones(2), "index": torch.tensor(index, dtype=torch.int32)}
     with pytest.raises(PacketError, match=r"'index' is not a list of ascending positions\n  expected  .* below 4"):
-        topk(0.5).decode(fields, 4)
+        topk(0.5).decode(fields, 4, 0)
 
 
 @pytest.mark.parametrize("share", [0, -0.1, 1.5, float("nan"), "1/64", True, None])

@@ -23,7 +23,7 @@ def _size(fields: object) -> int:
 def test_it_changes_bytes_and_not_numbers() -> None:
     for codec in (fp32, bf16, int8, topk(1 / 8) | int4):
         packed = codec | zstd
-        assert torch.equal(packed.decode(packed.encode(X, 0), 4096), codec.decode(codec.encode(X, 0), 4096))
+        assert torch.equal(packed.decode(packed.encode(X, 0), 4096, 0), codec.decode(codec.encode(X, 0), 4096, 0))
 
 
 def test_floats_get_smaller_and_grouping_is_why() -> None:
@@ -81,14 +81,14 @@ def _frame(raw: bytes) -> torch.Tensor:
 )
 def test_other_frames_are_refused(frame: torch.Tensor, said: str) -> None:
     with pytest.raises(PacketError, match=said):
-        zstd.decode({"value": frame}, 4)
+        zstd.decode({"value": frame}, 4, 0)
 
 
 def test_a_frame_that_claims_to_be_huge_is_not_opened() -> None:
     bomb = _frame(bytes(1 << 26))  # 64 MiB of zeros in a few kilobytes
     tracemalloc.start()
     with pytest.raises(PacketError, match="its zstd frame is not one of 400000 bytes"):
-        zstd.decode({"value": bomb}, 100_000)
+        zstd.decode({"value": bomb}, 100_000, 0)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1 << 20

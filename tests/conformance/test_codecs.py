@@ -91,7 +91,7 @@ def check_round_trip(codec: Codec, x: Tensor) -> None:
     before = x.clone()
     fields = codec.encode(x, 5)
     kept = {name: field.clone() for name, field in fields.items()}
-    decoded = codec.decode(fields, len(x))
+    decoded = codec.decode(fields, len(x), 5)
     assert decoded.dtype == torch.float32
     assert decoded.shape == x.shape
     assert decoded.isfinite().all()
@@ -114,7 +114,7 @@ def check_packet(codec: Codec, x: Tensor) -> None:
     sent = Packet(codec.spec, n, fields).to_bytes()
     due = wire_bytes(codec.spec, codec.layout(n))
     assert sent.numel() == due if codec.traits.fixed_size else sent.numel() <= due
-    assert same({"x": codec.decode(read(sent).fields, n)}, {"x": codec.decode(fields, n)})
+    assert same({"x": codec.decode(read(sent).fields, n, 5)}, {"x": codec.decode(fields, n, 5)})
 
 
 def check_determinism(codec: Codec, x: Tensor) -> None:
@@ -125,7 +125,7 @@ def check_determinism(codec: Codec, x: Tensor) -> None:
 
 def check_lossless(codec: Codec, x: Tensor) -> None:
     if codec.traits.lossless:
-        assert same({"x": codec.decode(codec.encode(x, 5), len(x))}, {"x": x})
+        assert same({"x": codec.decode(codec.encode(x, 5), len(x), 5)}, {"x": x})
 
 
 def check_linear(codec: Codec, x: Tensor, y: Tensor) -> None:
@@ -137,8 +137,10 @@ def check_linear(codec: Codec, x: Tensor, y: Tensor) -> None:
     assert a.dtype == torch.float32
     # One rounding a term: the sums may be taken in another order.
     torch.testing.assert_close(c, a + 2 * b, rtol=2**-22, atol=0)
-    summed = codec.decode({name: a + b}, n)
-    torch.testing.assert_close(summed, codec.decode({name: a}, n) + codec.decode({name: b}, n), rtol=2**-22, atol=0)
+    summed = codec.decode({name: a + b}, n, 5)
+    torch.testing.assert_close(
+        summed, codec.decode({name: a}, n, 5) + codec.decode({name: b}, n, 5), rtol=2**-22, atol=0
+    )
 
 
 def check_bounds(codec: Codec, x: Tensor, draws: int = DRAWS) -> None:
@@ -193,7 +195,7 @@ def check_refusals(codec: Codec, x: Tensor) -> None:
     ]
     for bad, length in wrong:
         with pytest.raises(PacketError):
-            codec.decode(bad, length)
+            codec.decode(bad, length, 5)
 
 
 def check_any_bytes(codec: Codec, x: Tensor) -> None:
@@ -203,7 +205,7 @@ def check_any_bytes(codec: Codec, x: Tensor) -> None:
     for trial in range(60):
         mutated = {name: _mutated(field, g, everything=trial % 4 == 0) for name, field in fields.items()}
         try:
-            decoded = codec.decode(mutated, len(x))
+            decoded = codec.decode(mutated, len(x), 5)
         except PacketError:
             continue
         assert decoded.shape == x.shape
@@ -222,7 +224,7 @@ def _decoded(codec: Codec, x: Tensor, draws: int) -> list[Tensor]:
     """C(x) for as many keys; for one, if the codec does not look at the key."""
     probe = torch.linspace(-1, 1, 999)
     random = not same(codec.encode(probe, mix(0)), codec.encode(probe, mix(1)))
-    return [codec.decode(codec.encode(x, mix(i)), len(x)) for i in range(draws if random else 1)]
+    return [codec.decode(codec.encode(x, mix(i)), len(x), mix(i)) for i in range(draws if random else 1)]
 
 
 def _standard_error(samples: Tensor) -> float:
@@ -272,7 +274,7 @@ def test_number_of_threads_makes_no_difference(codec: Codec) -> None:
         for threads in (1, 2):
             torch.set_num_threads(threads)
             fields = codec.encode(x, 5)
-            results.append({**fields, "decoded": codec.decode(fields, len(x))})
+            results.append({**fields, "decoded": codec.decode(fields, len(x), 5)})
     finally:
         torch.set_num_threads(before)
     assert same(*results)
@@ -287,9 +289,9 @@ def test_every_device_writes_and_reads_the_same(codec: Codec, device: str) -> No
         fields = codec.encode(x.to(device), 5)
         assert {field.device.type for field in fields.values()} <= {device}
         assert same(fields, codec.encode(x, 5))
-        decoded = codec.decode(fields, len(x))
+        decoded = codec.decode(fields, len(x), 5)
         assert decoded.device.type == device
-        assert same({"x": decoded}, {"x": codec.decode(codec.encode(x, 5), len(x))})
+        assert same({"x": decoded}, {"x": codec.decode(codec.encode(x, 5), len(x), 5)})
 
 
 @every_codec
@@ -350,7 +352,7 @@ class Made(Codec):
     def encode(self, x: Tensor, key: int) -> Fields:
         return {"value": self.write(x, key)}
 
-    def decode(self, fields: Fields, n: int) -> Tensor:
+    def decode(self, fields: Fields, n: int, key: int) -> Tensor:
         if self.checked:
             require(fields, {"value": (torch.float32, n)})
         return next(iter(fields.values()))[:n]

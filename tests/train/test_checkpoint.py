@@ -14,7 +14,10 @@ from thinwire.train import checkpoint
 
 STATE = {
     "model": {"weight": torch.arange(6.0).view(2, 3).t(), "count": torch.tensor(3), "empty": torch.zeros(0)},
-    "optimizer": {"state": {0: {"step": torch.tensor(2.0)}, 1: {}}, "param_groups": [{"lr": 0.1, "betas": [0.9, 0.95]}]},
+    "optimizer": {
+        "state": {0: {"step": torch.tensor(2.0)}, 1: {}},
+        "param_groups": [{"lr": 0.1, "betas": [0.9, 0.95]}],
+    },
     "half": torch.tensor([1.5], dtype=torch.bfloat16),
     "mask": torch.tensor([True, False]),
     "nothing": None,

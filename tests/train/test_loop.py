@@ -185,13 +185,9 @@ def test_steps_that_reach_nobody_are_told(tmp_path):
 
 
 def test_a_run_that_diverges_says_so(tmp_path):
-    with pytest.raises(DivergedError) as caught:
+    with pytest.raises(DivergedError, match="no member had finite values to contribute") as caught:
         carry_out(tiny_run(tmp_path, optimizer=OptimizerOptions("SGD", lr=1e38, clip_norm=0.0)))
-    assert str(caught.value) == (
-        "round 0, fragment 0 at step 4: no member had finite values to contribute\n"
-        "  expected  finite values on at least one member\n"
-        "  mend      resume from the last checkpoint with a lower learning rate or with clipping"
-    )
+    assert caught.value.mend == "resume from the last checkpoint with a lower learning rate or with clipping"
 
 
 # ---- members that were told different things
@@ -279,7 +275,9 @@ def test_weights_that_could_not_be_kept_are_an_error(tmp_path):
     with pytest.raises(ThinwireError) as caught:
         carry_out(tiny_run(tmp_path))
     assert caught.value.wrong.startswith(f"{tmp_path / 'model.safetensors'} could not be written: ")
-    assert caught.value.mend == f"make room, then end the run from its last checkpoint: thinwire train --resume {tmp_path}"
+    assert (
+        caught.value.mend == f"make room, then end the run from its last checkpoint: thinwire train --resume {tmp_path}"
+    )
     (tmp_path / "model.safetensors").rmdir()
     assert carry_out(tiny_run(tmp_path), resume=True).digest == carry_out(tiny_run(tmp_path / "whole")).digest
 

@@ -45,7 +45,10 @@ class TinyTask:
         with evaluating(model):
             x, y = small.batch(0, 1000, size=64)
             scores = model(x)
-            return {"loss": float(F.cross_entropy(scores, y)), "accuracy": float((scores.argmax(1) == y).float().mean())}
+            return {
+                "loss": float(F.cross_entropy(scores, y)),
+                "accuracy": float((scores.argmax(1) == y).float().mean()),
+            }
 
 
 def make(*, width: int = 16) -> TinyTask:

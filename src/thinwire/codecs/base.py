@@ -71,10 +71,11 @@ class Codec(ABC):
         """
 
     @abstractmethod
-    def decode(self, fields: Fields, n: int) -> Tensor:
+    def decode(self, fields: Fields, n: int, key: int) -> Tensor:
         """Read a vector.
 
         n        elements expected; the caller knows it, a packet is not believed
+        key      that `encode` was given: what follows from it (chosen indices, signs) need not be sent
         returns  float32 [n], on the fields' device
         raises   PacketError if the fields cannot come from `encode` of n elements
         """

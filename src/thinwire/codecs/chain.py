@@ -77,12 +77,12 @@ class Chain(Codec):
         # Another key for the second: the two round independently of each other.
         return self._with_values(fields, self.then.encode(fields[self._values], mix(key, 1)))
 
-    def decode(self, fields: Fields, n: int) -> Tensor:
+    def decode(self, fields: Fields, n: int, key: int) -> Tensor:
         require(fields, self.layout(n))
         due, prefix = self.first.layout(n), f"{self._values}."
         written = {name.removeprefix(prefix): field for name, field in fields.items() if name.startswith(prefix)}
-        values = self.then.decode(written, due[self._values][1])
-        return self.first.decode({name: values if name == self._values else fields[name] for name in due}, n)
+        values = self.then.decode(written, due[self._values][1], mix(key, 1))
+        return self.first.decode({name: values if name == self._values else fields[name] for name in due}, n, key)
 
     def contraction(self, n: int) -> float | None:
         first, then = self.first.contraction(n), self.then.contraction(self._num_values(n))

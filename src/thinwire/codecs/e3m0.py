@@ -100,7 +100,7 @@ class E3M0(Codec):
             fields["code"][start // 2 :][: packed.numel()] = packed.view(-1)
         return fields
 
-    def decode(self, fields: Fields, n: int) -> Tensor:
+    def decode(self, fields: Fields, n: int, key: int) -> Tensor:
         require(fields, self.layout(n))
         scale, code = fields["scale"], fields["code"]
         require_scales(scale, HUGE, "scale")

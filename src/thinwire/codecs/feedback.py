@@ -66,11 +66,11 @@ class ErrorFeedback:
         """
         target = x if residual is None else x.add(residual, alpha=self.decay)
         fields = self.codec.encode(target, key)
-        return fields, target - self.codec.decode(fields, len(x))
+        return fields, target - self.codec.decode(fields, len(x), key)
 
-    def decode(self, fields: Fields, n: int) -> Tensor:
+    def decode(self, fields: Fields, n: int, key: int) -> Tensor:
         """Read a vector: float32 [n]; the codec's own decoding."""
-        return self.codec.decode(fields, n)
+        return self.codec.decode(fields, n, key)
 
     def __or__(self, then: object) -> NoReturn:
         raise ConfigError(

@@ -121,7 +121,7 @@ class Integer(Codec):
         else:
             quotient.add_(unit(v)).floor_().clamp_(-self._largest_code, self._largest_code)
 
-    def decode(self, fields: Fields, n: int) -> Tensor:
+    def decode(self, fields: Fields, n: int, key: int) -> Tensor:
         require(fields, self.layout(n))
         scale, code = fields["scale"], fields["code"]
         require_scales(scale, HUGE / self._largest_code, "scale")

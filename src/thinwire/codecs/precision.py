@@ -40,7 +40,7 @@ class FP32(Codec):
     def encode(self, x: Tensor, key: int) -> Fields:
         return {"value": x}
 
-    def decode(self, fields: Fields, n: int) -> Tensor:
+    def decode(self, fields: Fields, n: int, key: int) -> Tensor:
         require(fields, self.layout(n))
         return fields["value"]
 
@@ -63,7 +63,7 @@ class BF16(Codec):
     def encode(self, x: Tensor, key: int) -> Fields:
         return {"value": _narrow(x, torch.bfloat16)}
 
-    def decode(self, fields: Fields, n: int) -> Tensor:
+    def decode(self, fields: Fields, n: int, key: int) -> Tensor:
         require(fields, self.layout(n))
         return fields["value"].float()
 
@@ -89,7 +89,7 @@ class FP16(Codec):
     def encode(self, x: Tensor, key: int) -> Fields:
         return {"value": _narrow(x, torch.float16)}
 
-    def decode(self, fields: Fields, n: int) -> Tensor:
+    def decode(self, fields: Fields, n: int, key: int) -> Tensor:
         require(fields, self.layout(n))
         return fields["value"].float()
 

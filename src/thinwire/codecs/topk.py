@@ -66,7 +66,7 @@ class TopK(Codec):
         index = _largest(x, k)  # [k]
         return {"value": x[index], "index": index.int()}
 
-    def decode(self, fields: Fields, n: int) -> Tensor:
+    def decode(self, fields: Fields, n: int, key: int) -> Tensor:
         require(fields, self.layout(n))
         value, index = fields["value"], fields["index"]
         if len(index) and not bool((index[0] >= 0) & (index[-1] < n) & (index[1:] > index[:-1]).all()):

@@ -76,10 +76,10 @@ class Zstd(Codec):
         compressor = zstandard.ZstdCompressor(level=self.level, write_checksum=False, write_content_size=True)
         return {name: _squeeze(field, compressor) for name, field in self.inner.encode(x, key).items()}
 
-    def decode(self, fields: Fields, n: int) -> Tensor:
+    def decode(self, fields: Fields, n: int, key: int) -> Tensor:
         require(fields, self.layout(n), exact=False)
         due = self.inner.layout(n)
-        return self.inner.decode({name: _unfold(name, fields[name], *due[name]) for name in due}, n)
+        return self.inner.decode({name: _unfold(name, fields[name], *due[name]) for name in due}, n, key)
 
     def contraction(self, n: int) -> float | None:
         return self.inner.contraction(n)

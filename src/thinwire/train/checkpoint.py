@@ -71,7 +71,7 @@ def load(folder: Path, step: int, rank: int) -> dict[str, Any]:
         raise _unreadable(path, str(error)) from error
     if metadata.get("format") != FORMAT:
         raise _unreadable(path, f"format {metadata.get('format')!r}")
-    if metadata.get("digest") != _digest(tensors, metadata["state"]):
+    if metadata.get("digest") != _digest(tensors, metadata.get("state", "")):
         raise _unreadable(path, "its digest does not match: it was changed or damaged")
     state: dict[str, Any] = _unpack(json.loads(metadata["state"]), tensors)
     return state
