@@ -507,8 +507,14 @@ def test_any_method_can_be_given_another_topology_and_rule(name):
     [
         (["--topology", "ilands(2)"], "topology 'ilands(2)': no topology is called 'ilands'"),
         (["--aggregator", "trimmed_mean"], "aggregator 'trimmed_mean': trimmed_mean needs 'share'"),
-        (["--aggregator", "trimmed_mean(0.7)"], "aggregator 'trimmed_mean(0.7)': trimmed mean: share=0.7 leaves no value"),
-        (["--topology", "pairs | pairs"], "topology 'pairs | pairs': 'pairs | pairs': a topology cannot be joined with |"),
+        (
+            ["--aggregator", "trimmed_mean(0.7)"],
+            "aggregator 'trimmed_mean(0.7)': trimmed mean: share=0.7 leaves no value",
+        ),
+        (
+            ["--topology", "pairs | pairs"],
+            "topology 'pairs | pairs': 'pairs | pairs': a topology cannot be joined with |",
+        ),
     ],
 )
 def test_answers_that_do_not_exist_are_refused(flags, text):

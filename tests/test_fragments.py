@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from small import make_model
+from thinwire.buffers import Buffers
 from thinwire.errors import ConfigError
-from thinwire.fragments import Buffers, Fragments, digest
+from thinwire.fragments import Fragments, digest
 
 
 class Blocks(nn.Module):

@@ -19,7 +19,7 @@ FLOORS: list[set[str]] = [
     {"codecs", "aggregators", "links"},
     {"schedules", "payloads", "topologies", "outer", "fragments"},
     {"method", "collectives"},
-    {"methods", "rounds", "handshake"},
+    {"methods", "rounds", "handshake", "buffers"},
     {"snapshot"},
     {"synchronizer"},
 ]

@@ -31,9 +31,9 @@ from thinwire.codecs import int4, int8, topk
 from thinwire.links.faulty import Tampered, flip
 from thinwire.links.local import alone, run
 from thinwire.method import Method, Phases
-from thinwire.outer import SGD, Mix, Nesterov, Rebase
+from thinwire.outer import SGD, Average, Mix, Nesterov, Rebase
 from thinwire.packet import Kind, read
-from thinwire.payloads import Delta
+from thinwire.payloads import Delta, Parameters
 from thinwire.rounds import Committed, Skipped
 from thinwire.schedules import Every
 from thinwire.topologies import Islands, RandomPairs
@@ -843,7 +843,9 @@ STATEFUL = {
     "rebase": streaming_diloco(every=4, fragments=1, overlap=3).but(outer=Rebase(Nesterov(0.4, 0.9))),
     "phases": Phases(every_step(codec=topk(1 / 2)), 3, streaming_diloco(every=4, fragments=2, overlap=2)),
     "phases of rounds": Phases(diloco(every=2), 4, local_sgd(every=2).but(topology=RandomPairs())),
-    "pairs in flight": Method(schedule=Every(4, 2), payload=Delta(2), outer=Mix(SGD(1.0), 0.5), topology=RandomPairs()),
+    "pairs in flight": Method(
+        schedule=Every(4, 2), payload=Parameters(2), outer=Mix(Average(), 0.5), topology=RandomPairs()
+    ),
 }
 
 

@@ -9,11 +9,12 @@ from thinwire.errors import (
     StateMismatch,
     ThinwireError,
 )
+from thinwire.handshake import broadcast
 from thinwire.links.local import Network, run
 from thinwire.links.torch import join
 from thinwire.method import Method, Phases
 from thinwire.methods import diloco, every_step, fedavg, local_sgd, post_local_sgd, streaming_diloco
-from thinwire.synchronizer import Synchronizer, broadcast, synchronize
+from thinwire.synchronizer import Synchronizer, synchronize
 from thinwire.version import __version__
 
 __all__ = [

@@ -38,6 +38,7 @@ _log = logging.getLogger("thinwire")
 _ALIGN = 256  # shards begin at multiples of this many elements, so that blocks of a quantiser are rarely cut
 #: Why a round that was carried out to its end changes nothing.
 NOBODY_FINITE = "no member had finite values to contribute"
+OVERFLOW = "each member's values are finite, but not what they combine to"
 NO_SAMPLES = "no member has counted a sample since its last round"
 
 _ATTEMPTS = 3  # a round with a damaged packet is sent again this often before it is given up
@@ -161,6 +162,8 @@ def combine(ex: Exchange, x: Tensor, weight: float, residuals: Residuals, shared
             return Combined(None, residuals, reason=NOBODY_FINITE, encode_s=coding_s, job_s=ex.now() - start)
         if present is not None and update is None:  # nobody failed, nobody abstained, nothing came: weights of 0
             return Combined(None, residuals, present, NO_SAMPLES, encode_s=coding_s, job_s=ex.now() - start)
+        if present is not None and update is not None and not bool(torch.isfinite(update).all()):
+            return Combined(None, residuals, reason=OVERFLOW, encode_s=coding_s, job_s=ex.now() - start)
         if present is not None and update is not None:
             kept = residuals if abstains or weight == 0 else after
             return Combined(update, kept, present, encode_s=coding_s, job_s=ex.now() - start)

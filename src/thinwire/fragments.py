@@ -90,57 +90,12 @@ class Fragments:
         return vector.split_with_sizes([p.numel() for _, p in self._parts[fragment]])
 
 
-class Buffers:
-    """A model's persistent buffers, such as the statistics of batch normalisation.
-
-    The rule: with every round of fragment 0, floating-point buffers become the mean over the members that take part
-    and integer buffers (counters) the maximum. Always at full precision, whatever the codec.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self._model, self._kept = model, frozenset(model.state_dict(keep_vars=True))
-
-    def __bool__(self) -> bool:
-        return bool(self._floats or self._counts)
-
-    def persistent(self) -> list[Tensor]:
-        """All of them, as they are now: a module may have put another tensor in a buffer's place."""
-        return [buffer for name, buffer in self._model.named_buffers() if name in self._kept and buffer.numel()]
-
-    @property
-    def _floats(self) -> list[Tensor]:
-        return [buffer for buffer in self.persistent() if buffer.is_floating_point()]
-
-    @property
-    def _counts(self) -> list[Tensor]:
-        return [b for b in self.persistent() if not b.is_floating_point() and not b.is_complex()]
-
-    def gather(self) -> tuple[Tensor, Tensor]:
-        """Copies: float32 [k] (float64 if one of them is) and int64 [c], on the CPU."""
-        floats = self._floats
-        wide = torch.float64 if any(buffer.dtype == torch.float64 for buffer in floats) else torch.float32
-        return _joined(floats, wide), _joined(self._counts, torch.int64)
-
-    @torch.no_grad()
-    def scatter(self, floats: Tensor, counts: Tensor) -> None:
-        """Write them back."""
-        for buffers, values in ((self._floats, floats), (self._counts, counts)):
-            for buffer, piece in zip(buffers, values.split_with_sizes([b.numel() for b in buffers]), strict=True):
-                buffer.copy_(piece.view_as(buffer))
-
-
 def digest(*tensors: Tensor) -> bytes:
     """64 bits of the raw bytes: what members compare to know that they hold the same."""
     state = hashlib.blake2b(digest_size=8)
     for tensor in tensors:
         state.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return state.digest()
-
-
-def _joined(buffers: list[Tensor], dtype: torch.dtype) -> Tensor:
-    if not buffers:
-        return torch.zeros(0, dtype=dtype)
-    return torch.cat([b.detach().reshape(-1).to("cpu", dtype) for b in buffers])
 
 
 def _check_dense(name: str, gradient: Tensor | None) -> None:

@@ -8,9 +8,11 @@ from collections import Counter
 from collections.abc import Mapping
 
 import torch
+from torch import nn
 
 from thinwire.collectives import gather_packets
 from thinwire.errors import ConfigError, PacketError
+from thinwire.fragments import digest
 from thinwire.links.base import Link
 from thinwire.packet import WIRE_VERSION, Header, Kind, Packet
 
@@ -50,6 +52,25 @@ def agree(link: Link, facts: Mapping[str, str]) -> int:
         _compare(name, {rank: facts.get(name, "nothing") for rank, facts in everyone.items()})
     whole = text + repr(link.members).encode()
     return int.from_bytes(hashlib.blake2b(whole, digest_size=8).digest(), "little")
+
+
+def broadcast(model: nn.Module, link: Link) -> None:
+    """Give all members member 0's parameters and buffers, bit for bit; all members call it.
+
+    raises  ConfigError if the models differ in more than values
+    """
+    tensors = list(model.state_dict().values())
+    shapes = repr([(name, tuple(value.shape), str(value.dtype)) for name, value in model.state_dict().items()])
+    context = agree(link, {"model": digest(torch.frombuffer(bytearray(shapes.encode()), dtype=torch.uint8)).hex()})
+    raw = torch.cat([value.detach().cpu().contiguous().view(-1).view(torch.uint8) for value in tensors])
+    mine = raw if link.rank == 0 else raw[:0]
+    header = Header(sender=link.rank, context=context)
+    packet = Packet("raw", 0, {"bytes": mine}, header)
+    channel = link.open("broadcast")
+    found = gather_packets(channel, link.rank, link.members, packet, {"bytes": (torch.uint8, raw.numel())}, "broadcast")
+    pieces = found[0].fields["bytes"].split_with_sizes([value.numel() * value.element_size() for value in tensors])
+    for value, piece in zip(tensors, pieces, strict=True):
+        value.copy_(piece.clone().view(value.dtype).view(value.shape))
 
 
 def _parse(packet: Packet) -> dict[str, str]:

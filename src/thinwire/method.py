@@ -160,6 +160,13 @@ def _check(method: Method) -> None:
             expected="a lossless codec for parameters",
             mend="send Delta() with outer=SGD(1.0): the same average, and only the small change is rounded",
         )
+    if not method.topology.consensus and payload.kind != "parameters":
+        raise ConfigError(
+            f"payload {payload!r} over {method.topology!r}: members would add up changes to models that nothing brings "
+            "together, and drift apart for ever",
+            expected="parameters, where members have models of their own",
+            mend="send Parameters() with outer=Average(), or use a topology that all members share",
+        )
     if isinstance(method.topology, Islands) and method.aggregator.needs != "sum":
         raise ConfigError(
             f"aggregator {method.aggregator!r} over {method.topology!r}: it would see sums that islands have formed",

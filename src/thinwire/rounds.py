@@ -81,9 +81,6 @@ class Skipped:
 
 Outcome = Committed | Skipped
 
-#: Buffers of the members that combine: rank -> (float32 [k], int64 [c]).
-BufferRows = dict[int, tuple[Tensor, Tensor]]
-
 
 @dataclass(frozen=True)
 class Terms:

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
+from thinwire.buffers import BufferRows
 from thinwire.collectives import Combined, Residuals
 from thinwire.links.base import Handle
-from thinwire.rounds import BufferRows, FragmentState, UnderWay
+from thinwire.rounds import FragmentState, UnderWay
 
 
 def pack_state(state: FragmentState) -> dict[str, Any]:

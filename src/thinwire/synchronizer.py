@@ -26,14 +26,15 @@ import torch
 from torch import Tensor, nn
 
 from thinwire import rounds
-from thinwire.collectives import NO_SAMPLES, NOBODY_FINITE, Combined, gather_packets
+from thinwire.buffers import BufferRows, Buffers, average
+from thinwire.collectives import NO_SAMPLES, NOBODY_FINITE, OVERFLOW, Combined, Residuals, gather_packets
 from thinwire.errors import ConfigError, DivergedError, LinkError, PeerLost
-from thinwire.fragments import Buffers, Fragments, digest
+from thinwire.fragments import Fragments, digest
 from thinwire.handshake import agree
 from thinwire.links.base import Handle, Link
 from thinwire.method import Method, Phases
 from thinwire.packet import Header, Layout, Packet
-from thinwire.rounds import BufferRows, Committed, FragmentState, Outcome, Skipped, Terms, UnderWay
+from thinwire.rounds import Committed, FragmentState, Outcome, Skipped, Terms, UnderWay
 from thinwire.snapshot import pack_state, pack_under_way, unpack_state, unpack_under_way
 from thinwire.version import __version__
 
@@ -157,13 +158,10 @@ class Synchronizer:
     def _facts(self) -> dict[str, str]:
         answers = {f"method.{name}": answer for name, answer in self._plan.answers().items()}
         weights = digest(*self._model.parameters(), *self._buffers.persistent()).hex()
-        return {
-            "version": __version__,
-            "model": self._fragments.schema(),
-            "weights": weights,
-            "seed": str(self._seed),
-            **answers,
-        }
+        facts = {"version": __version__, "model": self._fragments.schema(), "weights": weights, "seed": str(self._seed)}
+        if self._method.payload.kind == "gradient":  # members take the same steps; after deltas each takes its own
+            facts["optimizer"] = _settings(self._optimizer)
+        return facts | answers
 
     def _enter_phase(self, method: Method) -> None:
         """Begin a method with fresh state; the parameters, equal on all members, are its anchor."""
@@ -211,7 +209,7 @@ class Synchronizer:
             return [self._mean_of_all(self._fragments.gather(f)) for f in range(self._fragments.count)]
         if self._method.payload.kind == "gradient":
             return [self._fragments.gather(f) for f in range(self._fragments.count)]
-        return [state.anchor for state in self._states]
+        return [state.anchor.clone() for state in self._states]
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -252,6 +250,8 @@ class Synchronizer:
                     raise
         return {
             "answers": dict(self._plan.answers()),
+            "rank": self._link.rank,
+            "members": len(self._link.members),
             "step": self.step,
             "samples": self._samples,
             "counts_samples": self._counts_samples,
@@ -263,7 +263,10 @@ class Synchronizer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict()`; all members call it, and are compared. Load model and optimizer beside it."""
+        """Go on from `state_dict()`; all members call it, and are compared. Load model and optimizer beside it.
+
+        A state of another member, or of a group of another size, is taken without its error memories.
+        """
         if state["answers"] != self._plan.answers():
             wrong = [name for name, answer in self._plan.answers().items() if state["answers"].get(name) != answer]
             raise ConfigError(
@@ -277,6 +280,9 @@ class Synchronizer:
         self._counted = [(pair[0], pair[1]) for pair in state["counted"]]
         self.committed, self.skipped = state["committed"], state["skipped"]
         self._states = [unpack_state(saved, self._fragments.device) for saved in state["fragments"]]
+        if (state["rank"], state["members"]) != (self._link.rank, len(self._link.members)):
+            # Error memories are of one member in one group; the neutral value is none.
+            self._states = [replace(saved, residuals=Residuals()) for saved in self._states]
         self._under_way = [unpack_under_way(saved, self._fragments.device) for saved in state["under_way"]]
         context = agree(self._link, {**self._shared_facts(), "step": str(self.step)})
         self._terms = replace(self._terms, context=context)
@@ -387,9 +393,14 @@ class Synchronizer:
             method, self._terms, self._link, fragment, step, live, self._weight(fragment, step), state,
             seen=seen, shared=self._shared(fragment, state), counted=(step, self._samples),
         )  # fmt: skip
-        rows = self._begin_buffers(under_way) if fragment == 0 and self._buffers else None
+        rows = self._exchange_buffers(under_way.round) if fragment == 0 and self._buffers else None
         self._under_way.append((under_way, rows))
         self.timing += Timing(apply_s=self._link.now() - started)
+
+    def _exchange_buffers(self, number: int) -> Handle[BufferRows]:
+        ranks = rounds.witnesses(self._method, self._link, self._terms.key(number, 0))
+        header = Header(round=number, sender=self._link.rank, context=self._terms.context)
+        return self._buffers.exchange(self._link, ranks, header)
 
     def _weight(self, fragment: int, step: int) -> float:
         last_step, last_samples = self._counted[fragment]
@@ -421,7 +432,7 @@ class Synchronizer:
             self._counted[fragment] = under_way.counted
             self._apply(under_way, combined, outcome)
             if buffers is not None:
-                self._buffers.scatter(*_average_buffers(buffers, outcome.ranks))
+                self._buffers.scatter(*average(buffers, outcome.ranks))
             self._on_committed(outcome, state, due)
         waited = arrived - before
         encoded = min(waited, combined.encode_s)
@@ -469,7 +480,7 @@ class Synchronizer:
     def _on_skipped(self, outcome: Skipped, state: FragmentState) -> None:
         self.skipped += 1
         where = f"round {outcome.round}, fragment {outcome.fragment} at step {outcome.step}"
-        if outcome.reason == NOBODY_FINITE:
+        if outcome.reason in (NOBODY_FINITE, OVERFLOW):
             if state.idle[self._link.rank] >= self._patience_with_all():
                 raise DivergedError(
                     f"{where}: {outcome.reason}",
@@ -498,53 +509,11 @@ class Synchronizer:
         gradient = self._method.payload.kind == "gradient"
         return 1 if gradient or self._method.topology.consensus else _PATIENCE_ROUNDS
 
-    # --- buffers -------------------------------------------------------------------------------------------------
 
-    def _begin_buffers(self, under_way: UnderWay) -> Handle[BufferRows]:
-        link, number = self._link, under_way.round
-        ranks = rounds.witnesses(self._method, link, self._terms.key(number, 0))
-        floats, counts = self._buffers.gather()
-        header = Header(round=number, sender=link.rank, context=self._terms.context)
-        packet = Packet("buffers", 0, {"floats": floats, "counts": counts}, header)
-        layout: Layout = {"floats": (floats.dtype, floats.numel()), "counts": (torch.int64, counts.numel())}
-        channel = link.open("buffers")
-
-        def job() -> BufferRows:
-            found = gather_packets(channel, link.rank, ranks, packet, layout, f"buffers of round {number}")
-            # Copies: fields are views of one buffer, and torch.save refuses views of unlike types.
-            return {
-                rank: (packet.fields["floats"].clone(), packet.fields["counts"].clone())
-                for rank, packet in found.items()
-            }
-
-        return link.spawn(job, f"buffers of round {number}")
-
-
-def broadcast(model: nn.Module, link: Link) -> None:
-    """Give all members member 0's parameters and buffers, bit for bit; all members call it.
-
-    raises  ConfigError if the models differ in more than values
-    """
-    tensors = list(model.state_dict().values())
-    shapes = repr([(name, tuple(value.shape), str(value.dtype)) for name, value in model.state_dict().items()])
-    context = agree(link, {"model": digest(torch.frombuffer(bytearray(shapes.encode()), dtype=torch.uint8)).hex()})
-    raw = torch.cat([value.detach().cpu().contiguous().view(-1).view(torch.uint8) for value in tensors])
-    mine = raw if link.rank == 0 else raw[:0]
-    header = Header(sender=link.rank, context=context)
-    packet = Packet("raw", 0, {"bytes": mine}, header)
-    channel = link.open("broadcast")
-    found = gather_packets(channel, link.rank, link.members, packet, {"bytes": (torch.uint8, raw.numel())}, "broadcast")
-    pieces = found[0].fields["bytes"].split_with_sizes([value.numel() * value.element_size() for value in tensors])
-    for value, piece in zip(tensors, pieces, strict=True):
-        value.copy_(piece.clone().view(value.dtype).view(value.shape))
-
-
-def _average_buffers(rows: BufferRows, ranks: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Means and maxima over the members that took part, in ascending order of rank."""
-    floats = torch.stack([rows[rank][0] for rank in ranks])
-    counts = torch.stack([rows[rank][1] for rank in ranks])
-    # In float64 a sum of equal float32 values is exact: a buffer that is a constant stays what it is.
-    return floats.double().mean(dim=0), counts.amax(dim=0) if counts.numel() else counts[0]
+def _settings(optimizer: torch.optim.Optimizer) -> str:
+    """Class and hyper-parameters, group by group."""
+    groups = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    return f"{type(optimizer).__name__} {groups}"
 
 
 def _order(entry: tuple[UnderWay, Handle[BufferRows] | None]) -> tuple[int, int]:

@@ -84,6 +84,12 @@ class Islands:
     def __post_init__(self) -> None:
         if self.size < 1:
             raise ConfigError(f"islands of {self.size} members", expected="at least 1", mend="size=2 or more")
+        if self.inside.traits.wants_feedback:
+            raise ConfigError(
+                f"codec {self.inside.spec} inside islands: it needs error feedback, and there is none inside",
+                expected="a codec that loses little: bytes are cheap inside",
+                mend="use fp32, bf16 or int8 inside, and the strong codec as the method's own",
+            )
 
     @property
     def consensus(self) -> bool:

@@ -75,7 +75,11 @@ def test_stop_and_resume_equals_never_stopped(name, stop):
         sync = thinwire.synchronize(model, optimizer, method, link)
         with sync:
             _steps(model, optimizer, link.rank, range(stop))
-            saved = {"model": _copy(model.state_dict()), "optimizer": _copy(optimizer.state_dict()), "sync": sync.state_dict()}
+            saved = {
+                "model": _copy(model.state_dict()),
+                "optimizer": _copy(optimizer.state_dict()),
+                "sync": sync.state_dict(),
+            }
         model = make_model()
         optimizer = adamw(model)
         with thinwire.synchronize(model, optimizer, method, link) as sync:
@@ -294,7 +298,9 @@ def test_feedback_loses_nothing_over_a_run():
         nn.init.zeros_(model.weight)
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
         wanted = torch.zeros(40)
-        with thinwire.synchronize(model, optimizer, diloco(every=1, outer_lr=1.0, momentum=0.0, codec=topk(1 / 8)), link) as sync:
+        with thinwire.synchronize(
+            model, optimizer, diloco(every=1, outer_lr=1.0, momentum=0.0, codec=topk(1 / 8)), link
+        ) as sync:
             for step in range(8):
                 generator = torch.Generator().manual_seed(step * 10 + link.rank)
                 model.weight.grad = torch.randn(1, 40, generator=generator)
@@ -331,5 +337,7 @@ def test_overlap_hides_the_link():
 
 
 def test_parts_that_average_parameters_need_no_outer_state():
-    method = Method(schedule=Every(2), payload=Parameters(), outer=Average(), topology=Everyone(), aggregator=WeightedMean())
+    method = Method(
+        schedule=Every(2), payload=Parameters(), outer=Average(), topology=Everyone(), aggregator=WeightedMean()
+    )
     assert same(of_all(method)[0].live, of_all(fedavg(every=2))[0].live)

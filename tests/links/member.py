@@ -38,7 +38,13 @@ def dies_in_round(link):
                 optimizer.zero_grad()
                 kept = [vector.clone() for vector in sync.consensus()]
     except thinwire.PeerLost as lost:
-        return {"ranks": lost.ranks, "text": str(lost), "committed": sync.committed, "kept": kept, "now": sync.consensus()}
+        return {
+            "ranks": lost.ranks,
+            "text": str(lost),
+            "committed": sync.committed,
+            "kept": kept,
+            "now": sync.consensus(),
+        }
 
 
 def stands_still(link):

@@ -97,8 +97,9 @@ def test_requests_that_cannot_be_met():
         pass
     with pytest.raises(thinwire.ConfigError, match="backend 'mpi'"), join(backend="mpi"):
         pass
-    with pytest.raises(thinwire.LinkError, match="member 1 cannot meet the others"), join(
-        f"127.0.0.1:{free_port()}", rank=1, world=2, timeout_s=1
+    with (
+        pytest.raises(thinwire.LinkError, match="member 1 cannot meet the others"),
+        join(f"127.0.0.1:{free_port()}", rank=1, world=2, timeout_s=1),
     ):
         pass
 

@@ -119,8 +119,6 @@ LOST = "thinwire: lost member 1 during round 3, fragment 0: Connection closed by
     ],
 )
 def test_who_failed_first_is_named(tmp_path, codes, words, wrong):
-    if codes[0] == 2 and words[1:] == [LOST, LOST]:
-        pytest.skip("decided below")
     logs = [tmp_path / "logs" / f"member-{index}.log" for index in range(3)]
     logs[0].parent.mkdir()
     for log, text in zip(logs[1:], words[1:], strict=True):
@@ -231,7 +229,6 @@ def test_torchrun_and_join_give_them_too(tmp_path, reference):
     assert digest(tmp_path / "0") == reference.digest
     assert f"Done; member 0 has the report and the weights, whose digest is {reference.digest}." in out1
     assert "60/60" in out0
-    assert "60/60" in out1
     assert load(tmp_path / "1" / "run.toml").link.rank == 1
 
 

@@ -5,11 +5,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-import small
 import torch
 from safetensors.torch import load_file
 from tiny import TinyTask, Watcher, carry_out, tiny_run
 
+import small
 from thinwire.config import MethodOptions, load, loads
 from thinwire.errors import ConfigError, DivergedError, PeerLost, ThinwireError
 from thinwire.links.base import Link

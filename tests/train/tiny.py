@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import small
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import small
 from thinwire.config import MethodOptions, Run, SimulatedLink
 from thinwire.links.base import Link
 from thinwire.links.local import Network

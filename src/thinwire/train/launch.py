@@ -293,11 +293,17 @@ def _failure(members: list[subprocess.Popen[bytes]], logs: list[Path]) -> Thinwi
     last = {index: logs[index].read_text(errors="replace").splitlines()[-12:] if index else [] for index in codes}
     failed = [index for index, code in codes.items() if code not in (0, *_STOPPED)]
 
-    def bystander(index: int) -> tuple[bool, bool, bool]:
-        """Killed or crashed comes before an error told, and this before the news that another member was lost."""
-        return codes[index] >= 0, codes[index] == 2, any("thinwire: lost member" in line for line in last[index])
+    lost = {index for index in failed if any("thinwire: lost member" in line for line in last[index])}
+    if lost and set(failed) - lost - {
+        0
+    }:  # what member 0 said went to the terminal; it was not the only one to lose another
+        lost.add(0)
 
-    first = min(failed, key=bystander)
+    def blame(index: int) -> tuple[bool, bool, bool]:
+        """Killed or crashed comes before an error told, and this before the news that another member was lost."""
+        return codes[index] >= 0, codes[index] == 2, index in lost
+
+    first = min(failed, key=blame)
     how = (
         f"was killed by {signal.Signals(-codes[first]).name}"
         if codes[first] < 0

@@ -365,8 +365,6 @@ class _Session:
         for group, given in zip(self.optimizer.param_groups, options, strict=True):
             group.update(given)  # the run's own: what was asked for now holds, not what held then
         if owner != self.link.rank:  # another member's file: what was its own alone is not ours
-            for fragment in state["sync"]["fragments"]:
-                fragment["residuals"] = [None, None]
             _log.warning("this member has no checkpoint of step %d and goes on from member %d's", step, owner)
         self.sync.load_state_dict(state["sync"])
         torch.set_rng_state(state["random"]["cpu"])
