@@ -12,11 +12,12 @@ from thinwire.aggregators import Aggregator, Mean, Median, TrimmedMean, Weighted
 from thinwire.aggregators.base import Needs
 from thinwire.codecs import ErrorFeedback, bf16, e3m0, fp32, int4, int8, topk, zstd
 from thinwire.codecs.base import Codec, Traits, require
-from thinwire.collectives import NO_SAMPLES, NOBODY_FINITE, Combined, Exchange, Residuals, combine, shards
+from thinwire.collectives import NO_SAMPLES, NOBODY_FINITE, OVERFLOW, Combined, Exchange, Residuals, combine, shards
 from thinwire.errors import PacketError, StateMismatch
 from thinwire.links.faulty import Tampered
 from thinwire.links.local import run
 from thinwire.packet import Fields, Header, Kind, Layout, read, wire_bytes
+from thinwire.randomness import random_bytes
 from thinwire.topologies import Everyone, Group, Islands, RandomPairs, Route, members_of
 
 VERDICT_BYTES = wire_bytes("verdict", {"digest": (torch.uint8, 8)})
@@ -353,6 +354,61 @@ def test_a_linear_codec_is_added_in_its_own_domain():
     assert sent_bytes(members, n, PairSums(), Mean()) == [2 * (members - 1) * code] * members
     full = sent_bytes(members, n, fp32, Mean())[0]
     assert sent_bytes(members, n, PairSums(), Mean())[0] < 0.53 * full
+
+
+@dataclass(frozen=True)
+class Subset(Codec):
+    """A linear codec that sends a random half of the elements, chosen by the key alone: no index crosses."""
+
+    @property
+    def spec(self) -> str:
+        return "subset"
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(linear=True)
+
+    def layout(self, n: int) -> Layout:
+        return {"value": (torch.float32, n // 2)}
+
+    def encode(self, x: Tensor, key: int) -> Fields:
+        return {"value": x[self.chosen(len(x), key)]}
+
+    def decode(self, fields: Fields, n: int, key: int) -> Tensor:
+        require(fields, self.layout(n))
+        return torch.zeros(n).index_copy(0, self.chosen(n, key), fields["value"])
+
+    @staticmethod
+    def chosen(n: int, key: int) -> Tensor:
+        return random_bytes(key, 4 * n).view(torch.int32).argsort(stable=True)[: n // 2]
+
+
+@pytest.mark.parametrize("members", [1, 2, 4])
+def test_a_codec_may_know_from_the_key_what_others_would_have_to_send(members):
+    """Alone, in pairs and in an all-reduce; with one shared key the kept entries are the members' exact mean."""
+    n = 4096
+    given = data(members, n, 0)
+
+    def member(link):
+        return combine(exchange(link, Subset(), Mean()), given[link.rank], 1.0, Residuals(), None).update
+
+    results = run(members, member)
+    assert all(torch.equal(result, results[0]) for result in results)
+    kept = results[0] != 0
+    if members == 2:  # each chose its own half: what only one of them sent counts half
+        assert n // 2 < int(kept.sum()) < n
+    else:
+        assert int(kept.sum()) == n // 2
+        mean = sum(given[1:], given[0].clone()) / members
+        assert torch.equal(results[0][kept], mean[kept])
+
+
+def test_values_that_overflow_when_combined_change_nothing():
+    def member(link):
+        x = torch.full((600,), 3e38)
+        return combine(exchange(link, fp32, Mean()), x, 1.0, Residuals(), None)
+
+    assert {(each.update, each.reason) for each in run(3, member)} == {(None, OVERFLOW)}
 
 
 def test_only_leaders_send_between_islands():

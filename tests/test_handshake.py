@@ -266,3 +266,41 @@ def test_the_state_of_another_method_is_refused(other, text):
     for one in refusals(member):
         assert text in one
         assert "resume with the method of the checkpoint, or start anew from its weights" in one
+
+
+def test_optimizers_that_differ_are_refused_where_members_take_the_same_steps():
+    def member(method, link):
+        model = make_model()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1 if link.rank else 0.2)
+        with thinwire.synchronize(model, optimizer, method, link):
+            pass
+
+    told = refusals(lambda link: member(every_step(), link))
+    assert all("members disagree on optimizer: member 0 has SGD [{'lr': 0.2" in one for one in told)
+    run(3, lambda link: member(diloco(every=2), link))  # after a delta each may go its own way
+
+
+def test_error_memories_of_another_member_or_group_are_not_taken_over():
+    method = diloco(every=1, codec=topk(1 / 4))
+
+    def save(link):
+        model = make_model()
+        optimizer = adamw(model)
+        with thinwire.synchronize(model, optimizer, method, link) as sync:
+            loss_of(model, *batch(0, link.rank)).backward()
+            optimizer.step()
+            return sync.state_dict()
+
+    saved = run(2, save)
+    assert saved[0]["fragments"][0]["residuals"][0] is not None
+
+    def load(states, link):
+        model = make_model()
+        with thinwire.synchronize(model, adamw(model), method, link) as sync:
+            sync.load_state_dict(states[link.rank])
+            return sync.state_dict()["fragments"][0]["residuals"][0]
+
+    own = run(2, lambda link: load(saved, link))
+    assert torch.equal(own[0], saved[0]["fragments"][0]["residuals"][0])
+    assert run(2, lambda link: load([saved[0], saved[0]], link))[1] is None
+    assert run(3, lambda link: load([saved[0], saved[1], saved[0]], link)) == [None] * 3

@@ -56,6 +56,9 @@ def refused(text: str):
         ({"payload": Parameters(), "outer": Average(), "codec": ErrorFeedback(int4)}, "parameters with codec feedback"),
         ({"topology": Islands(2), "aggregator": Median()}, r"Median\(\) over Islands.*sums that islands have formed"
                                                            "\n.*a mean.*\n.*use Everyone"),
+        ({"topology": RandomPairs()}, r"Gradient\(\) over RandomPairs\(\): .* drift apart for ever\n.*parameters.*\n"
+                                      r".*send Parameters\(\) with outer=Average"),
+        ({"payload": Delta(), "outer": SGD(), "topology": Islands(2, between=RandomPairs())}, "drift apart for ever"),
         ({"codec": Halves(), "aggregator": TrimmedMean(0.1)}, "with linear codec halves: .* added as codes\n.*a mean"),
     ],
 )  # fmt: skip
@@ -208,6 +211,8 @@ def test_other_refusals_of_parts():
         Parameters(-1)
     with refused("islands of 0 members\n.*at least 1\n.*size=2 or more"):
         Islands(0)
+    with refused(r"codec topk\(0.5\) inside islands: it needs error feedback, and there is none inside"):
+        Islands(2, inside=topk(1 / 2))
 
 
 def test_routes():

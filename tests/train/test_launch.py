@@ -37,8 +37,9 @@ def test_what_a_run_leaves(tmp_path):
         "run.toml", "record.json", "report.html", "model.safetensors", "checkpoints"
     }  # fmt: skip
     assert load(folder / "run.toml") == run
-    assert RunRecord.from_json((folder / "record.json").read_text()) == record
     assert record is not None
+    text = (folder / "record.json").read_text()
+    assert text == record.to_json() == RunRecord.from_json(text).to_json()
     page = (folder / "report.html").read_text()
     assert page.startswith("<!doctype html>")
     assert record.digest in page

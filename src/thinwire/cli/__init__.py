@@ -69,12 +69,22 @@ def main() -> None:
         print(f"thinwire: {error}", file=sys.stderr)
         _end_now(FAILED)
     except click.ClickException as error:
-        error.show()
+        print(_three_parts(error), file=sys.stderr)
         _end_now(FAILED)
     except (click.Abort, KeyboardInterrupt):
         print("thinwire: interrupted", file=sys.stderr)
         _end_now(INTERRUPTED)
     sys.exit(code if isinstance(code, int) else DONE)
+
+
+def _three_parts(error: click.ClickException) -> str:
+    """What click found, in our form; a group called without a command shows its help."""
+    words, context = error.format_message(), getattr(error, "ctx", None)
+    if words.startswith("Usage:"):
+        return words
+    path = context.command_path if context is not None else "thinwire"
+    wrong = words.strip().removesuffix(".")
+    return f"thinwire: {wrong}\n  expected  what `{path} --help` lists\n  mend      look there for names and defaults"
 
 
 def _end_now(code: int) -> NoReturn:

@@ -15,6 +15,8 @@ from thinwire.cli import DONE, INTERRUPTED
 from thinwire.cli.train import FREE_FLAGS
 from thinwire.config import Run, SimulatedLink, load, override
 from thinwire.errors import ConfigError
+from thinwire.methods import METHODS
+from thinwire.options import of_function, unknown
 from thinwire.report import comparison_table, write_report
 from thinwire.report.record import RunRecord
 from thinwire.train.display import JsonLines, Terminal
@@ -32,16 +34,18 @@ def compare(words: tuple[str, ...], methods: str | None, as_json: bool) -> int:
     thinwire compare a.toml b.toml
     thinwire compare --methods ddp,diloco,streaming --workers 4 --steps 300 --rate 5mbit
 
-    Without a file, the work is the embedded default on a simulated link. Flags hold for all runs.
+    Without a file, the work is the embedded default on a simulated link. Flags hold for all runs; what only some of the
+    methods can be told (--every 20) holds for those.
     """
     files = list(itertools.takewhile(lambda word: not word.startswith("--"), words))
     flags = list(words[len(files) :])
     bases = [(Path(file).stem, load(file)) for file in files] or [("run", Run(link=SimulatedLink()))]
-    names = [name.strip() for name in methods.split(",")] if methods else [None]
+    names = _names(methods) if methods is not None else [None]
     runs: list[tuple[str, Run]] = []
     for stem, base in bases:
         for name in names:
-            chosen = override(base, [*([] if name is None else ["--method", name]), *flags])
+            own = flags if name is None else ["--method", name, *_flags_for(name, names, flags)]
+            chosen = override(base, own)
             label = stem if name is None else name if len(bases) == 1 else f"{stem} {name}"
             runs.append((label, chosen))
     if len(runs) < 2:
@@ -57,6 +61,28 @@ def compare(words: tuple[str, ...], methods: str | None, as_json: bool) -> int:
         return INTERRUPTED
     conclude(records, folder / REPORT, " against ".join(label for label, _ in runs), as_json)
     return DONE
+
+
+def _names(methods: str) -> list[str | None]:
+    names = [name.strip() for name in methods.split(",")]
+    for name in names:
+        if name not in METHODS:
+            raise unknown(f"--methods {methods}: there is no method {name!r}", name, METHODS, what="names among")
+    return [*names]
+
+
+def _flags_for(name: str, names: Sequence[str | None], flags: Sequence[str]) -> list[str]:
+    """The flags without those that are for other methods of the comparison only."""
+    others = {option for each in names if each is not None for option in of_function(METHODS[each])}
+    foreign = others - set(of_function(METHODS[name]))
+    kept, left = [], list(flags)
+    while left:
+        words = [left.pop(0)]
+        if "=" not in words[0] and left and not left[0].startswith("--"):
+            words.append(left.pop(0))
+        flag = words[0].lstrip("-").partition("=")[0].replace("-", "_").removeprefix("method.")
+        kept += [] if flag in foreign else words
+    return kept
 
 
 def carry_out(runs: Sequence[tuple[str, Run]], as_json: bool) -> list[RunRecord] | None:

@@ -11,6 +11,7 @@ from rich.console import Console
 from thinwire.cli import DONE, INTERRUPTED
 from thinwire.cli.compare import carry_out, conclude
 from thinwire.config import MethodOptions, Run, SimulatedLink
+from thinwire.options import labelled
 from thinwire.train.optimizer import OptimizerOptions
 from thinwire.train.text import TextOptions
 from thinwire.units import Duration, Rate
@@ -24,8 +25,8 @@ METHODS = {
 
 
 @click.command()
-@click.option("--workers", default=4, show_default=True, help="Members of the group.")
-@click.option("--steps", default=300, show_default=True, help="Local steps of each member.")
+@click.option("--workers", default=4, type=click.IntRange(1), show_default=True, help="Members of the group.")
+@click.option("--steps", default=300, type=click.IntRange(1), show_default=True, help="Local steps of each member.")
 @click.option("--rate", default="20mbit", show_default=True, help="Of every member's simulated line, up and down.")
 @click.option("--delay", default="20ms", show_default=True, help="From one member to another, one way.")
 @click.option("--out", default="runs/demo", show_default=True, help="Folder for the report and the weights.")
@@ -45,13 +46,15 @@ def demo(workers: int, steps: int, rate: str, delay: str, out: str, as_json: boo
         device="cpu",
         task=TextOptions(size="0.2M", context=64, batch_size=8),
         optimizer=OptimizerOptions(lr=3e-3, warmup_steps=20),
-        link=SimulatedLink(Rate.parse(rate), Duration.parse(delay), Duration.parse("50ms")),
+        link=_link(rate, delay),
     )
     if not as_json:
         Console().print(
-            f"{workers} members, one GPT of 0.2M parameters, {rate} up and down, {delay} apart (simulated clock):\n"
-            "every-step data parallel training, DiLoCo, and Streaming DiLoCo with four-bit packets.",
+            f"One GPT of 0.2M parameters on {workers} members, {rate} up and down, {delay} apart\n"
+            "(simulated), trained with data parallelism in every step, with DiLoCo, and\n"
+            "with Streaming DiLoCo in four-bit packets.",
             highlight=False,
+            soft_wrap=True,
         )
     runs = [
         (label, replace(base, method=method, out=str(Path(out) / label.replace(" ", "-"))))
@@ -62,3 +65,11 @@ def demo(workers: int, steps: int, rate: str, delay: str, out: str, as_json: boo
         return INTERRUPTED
     conclude(records, Path(out) / "report.html", "One small GPT over a slow link", as_json)
     return DONE
+
+
+def _link(rate: str, delay: str) -> SimulatedLink:
+    with labelled(f"--rate {rate}"):
+        line = Rate.parse(rate)
+    with labelled(f"--delay {delay}"):
+        apart = Duration.parse(delay)
+    return SimulatedLink(line, apart, Duration.parse("50ms"))
