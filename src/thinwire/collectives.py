@@ -145,7 +145,7 @@ def combine(ex: Exchange, x: Tensor, weight: float, residuals: Residuals, shared
     raises     PeerLost, StateMismatch; a round that failed without a loss of members comes back with `update=None`
     """
     start = ex.now()
-    abstains = not bool(torch.isfinite(x).all())
+    abstains = not _finite(x)
     weight = weight if ex.aggregator.weighs else 1.0
     if abstains:
         x = torch.zeros_like(x)
@@ -162,7 +162,7 @@ def combine(ex: Exchange, x: Tensor, weight: float, residuals: Residuals, shared
             return Combined(None, residuals, reason=NOBODY_FINITE, encode_s=coding_s, job_s=ex.now() - start)
         if present is not None and update is None:  # nobody failed, nobody abstained, nothing came: weights of 0
             return Combined(None, residuals, present, NO_SAMPLES, encode_s=coding_s, job_s=ex.now() - start)
-        if present is not None and update is not None and not bool(torch.isfinite(update).all()):
+        if present is not None and update is not None and not _finite(update):
             return Combined(None, residuals, reason=OVERFLOW, encode_s=coding_s, job_s=ex.now() - start)
         if present is not None and update is not None:
             kept = residuals if abstains or weight == 0 else after
@@ -449,8 +449,16 @@ def _rows(
         if not packet.header.flags & Flag.ABSTAINS and packet.header.weight > 0:
             rows.append(row)
             weights.append(packet.header.weight)
-    stacked = torch.stack(rows) if rows else torch.zeros(0, n, device=device)
+    if len(rows) == 1:
+        stacked = rows[0].unsqueeze(0)  # no copy
+    else:
+        stacked = torch.stack(rows) if rows else torch.zeros(0, n, device=device)
     return stacked, torch.tensor(weights, dtype=torch.float64)
+
+
+def _finite(x: Tensor) -> bool:
+    """Whether all elements are. A finite sum proves it in one pass; only a sum that is not asks for a closer look."""
+    return bool(x.sum().isfinite()) or bool(x.isfinite().all())
 
 
 def _merge(aggregator: Aggregator, rows: Tensor, weights: Tensor) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -72,6 +73,18 @@ def test_two_are_kept_of_each_member(tmp_path):
     checkpoint.save(tmp_path, 40, 1, STATE)
     assert checkpoint.steps(tmp_path, 1) == {30, 40}
     assert not (tmp_path / "checkpoints" / "step-00000010").exists()  # empty now
+
+
+def test_members_may_tidy_up_at_the_same_moment(tmp_path, monkeypatch):
+    """Both find the old step's folder empty, and one of them comes too late to remove it."""
+
+    def too_late(path):
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(path))
+
+    monkeypatch.setattr(Path, "rmdir", too_late)
+    for step in (10, 20, 30):
+        checkpoint.save(tmp_path, step, 0, STATE)
+    assert checkpoint.steps(tmp_path, 0) == {20, 30}
 
 
 def test_what_else_lies_there_is_no_step(tmp_path):

@@ -41,7 +41,7 @@ def test_what_a_run_leaves(tmp_path):
     text = (folder / "record.json").read_text()
     assert text == record.to_json() == RunRecord.from_json(text).to_json()
     page = (folder / "report.html").read_text()
-    assert page.startswith("<!doctype html>")
+    assert page.startswith("<!DOCTYPE html>")
     assert record.digest in page
 
 
@@ -267,7 +267,7 @@ def test_two_ctrl_c_end_at_once(tmp_path, link):
         process.send_signal(signal.SIGINT)
         time.sleep(0.05)  # not a wait for anything: signals that arrive together count as one
     code, _, err = end(process)
-    assert code == 130
+    assert code in (130, -signal.SIGINT)  # the latter if one more arrived when Python had said goodbye
     assert "Traceback" not in err
     assert "terminate" not in err
 

@@ -26,5 +26,5 @@ class Aggregator(Protocol):
 
         rows     [m, n] one row per member that takes part, in ascending order of rank
         weights  float64 [m], positive
-        returns  [n]
+        returns  [n]; it may be one of the rows, so nobody writes to it
         """

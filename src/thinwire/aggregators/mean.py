@@ -25,6 +25,8 @@ class Mean:
     weighs: bool = field(default=False, init=False, repr=False)
 
     def combine(self, rows: Tensor, weights: Tensor) -> Tensor:
+        if len(rows) == 1:
+            return rows[0]
         total = rows[0].clone()
         for row in rows[1:]:
             total += row
@@ -39,6 +41,8 @@ class WeightedMean:
     weighs: bool = field(default=True, init=False, repr=False)
 
     def combine(self, rows: Tensor, weights: Tensor) -> Tensor:
+        if len(rows) == 1:
+            return rows[0]
         shares: list[float] = (weights / weights.sum()).tolist()
         total: Tensor = rows[0] * shares[0]
         for row, share in zip(rows[1:], shares[1:], strict=True):

@@ -74,7 +74,8 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         print("thinwire: interrupted", file=sys.stderr)
         _end_now(INTERRUPTED)
-    sys.exit(code if isinstance(code, int) else DONE)
+    if isinstance(code, int) and code:
+        _end_now(code)
 
 
 def _three_parts(error: click.ClickException) -> str:

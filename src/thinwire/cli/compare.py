@@ -32,7 +32,7 @@ def compare(words: tuple[str, ...], methods: str | None, as_json: bool) -> int:
 
     \b
     thinwire compare a.toml b.toml
-    thinwire compare --methods ddp,diloco,streaming --workers 4 --steps 300 --rate 5mbit
+    thinwire compare --methods ddp,diloco,streaming --steps 300 --rate 5mbit
 
     Without a file, the work is the embedded default on a simulated link. Flags hold for all runs; what only some of the
     methods can be told (--every 20) holds for those.

@@ -24,7 +24,7 @@ METHODS = {
 }
 
 
-@click.command()
+@click.command(short_help="Three methods on a slow link, in two minutes.")
 @click.option("--workers", default=4, type=click.IntRange(1), show_default=True, help="Members of the group.")
 @click.option("--steps", default=300, type=click.IntRange(1), show_default=True, help="Local steps of each member.")
 @click.option("--rate", default="20mbit", show_default=True, help="Of every member's simulated line, up and down.")

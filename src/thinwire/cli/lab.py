@@ -12,12 +12,12 @@ from thinwire.lab import LabSpec, clean, run, table
 from thinwire.units import Duration, Rate
 
 
-@click.group()
+@click.group(short_help="Hosts and limited links on one machine.")
 def lab() -> None:
     """Hosts and limited links on one machine: real sockets, real congestion. Needs root and iproute2."""
 
 
-@lab.command("run", context_settings={"ignore_unknown_options": True})
+@lab.command("run", short_help="Run a command once on every host.", context_settings={"ignore_unknown_options": True})
 @click.option("--hosts", default=4, show_default=True, help="How many.")
 @click.option("--rate", default="unlimited", show_default=True, help="Of every host's line, both ways: 20mbit.")
 @click.option("--down-rate", help="Of the line to the host, if it is another one.")
@@ -33,7 +33,7 @@ def run_command(
     """Run a command once on every host, with the environment that torchrun gives.
 
     \b
-    thinwire lab run --hosts 4 --rate 20mbit --delay 40ms -- thinwire train run.toml
+    thinwire lab run --rate 20mbit --delay 40ms -- thinwire train run.toml
 
     Afterwards every interface's own counters are shown beside the command's byte ledger.
     """

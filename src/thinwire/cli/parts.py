@@ -18,7 +18,7 @@ _PROMISES = {
 }  # fmt: skip
 
 
-@click.command()
+@click.command(short_help="List the methods, or show one.")
 @click.argument("name", required=False)
 def methods(name: str | None) -> None:
     """List the methods, or show one: its rule, options, size and source."""
@@ -45,7 +45,7 @@ def methods(name: str | None) -> None:
     console.print("\nOptions, size, error and source of one: thinwire methods NAME", highlight=False)
 
 
-@click.command()
+@click.command(short_help="List the codecs, or show one.")
 @click.argument("name", required=False)
 def codecs(name: str | None) -> None:
     """List the codecs, or show one: its rule, options, bits, error and source."""

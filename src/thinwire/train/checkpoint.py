@@ -8,6 +8,7 @@ Tensors lie in the file as they are; everything else (numbers, lists, names) is 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -52,7 +53,7 @@ def save(folder: Path, step: int, rank: int, state: Mapping[str, Any]) -> Path:
         raise
     for old in sorted(steps(folder, rank))[:-_KEEP]:
         _file(folder, old, rank).unlink(missing_ok=True)
-        if not any(_file(folder, old, rank).parent.iterdir()):
+        with contextlib.suppress(OSError):  # not empty yet, or another member was faster
             _file(folder, old, rank).parent.rmdir()
     return path
 
