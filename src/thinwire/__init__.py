@@ -1,21 +1,48 @@
 """Train, fine-tune and run one model across many machines joined by slow, unreliable links."""
 
-from thinwire.errors import (
-    ConfigError,
-    DivergedError,
-    LinkError,
-    PacketError,
-    PeerLost,
-    StateMismatch,
-    ThinwireError,
-)
-from thinwire.handshake import broadcast
-from thinwire.links.local import Network, run
-from thinwire.links.torch import join
-from thinwire.method import Method, Phases
-from thinwire.methods import diloco, every_step, fedavg, local_sgd, post_local_sgd, streaming_diloco
-from thinwire.synchronizer import Synchronizer, synchronize
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from thinwire.version import __version__
+
+if TYPE_CHECKING:
+    from thinwire.errors import (
+        ConfigError,
+        DivergedError,
+        LinkError,
+        PacketError,
+        PeerLost,
+        StateMismatch,
+        ThinwireError,
+    )
+    from thinwire.handshake import broadcast
+    from thinwire.links.local import Network, run
+    from thinwire.links.torch import join
+    from thinwire.method import Method, Phases
+    from thinwire.methods import diloco, every_step, fedavg, local_sgd, post_local_sgd, streaming_diloco
+    from thinwire.synchronizer import Synchronizer, synchronize
+
+#: Public names and where they live; loaded when they are asked for, so that `thinwire --version` need not load torch.
+_PLACES = {
+    "errors": [
+        "ConfigError",
+        "DivergedError",
+        "LinkError",
+        "PacketError",
+        "PeerLost",
+        "StateMismatch",
+        "ThinwireError",
+    ],
+    "handshake": ["broadcast"],
+    "links.local": ["Network", "run"],
+    "links.torch": ["join"],
+    "method": ["Method", "Phases"],
+    "methods": ["diloco", "every_step", "fedavg", "local_sgd", "post_local_sgd", "streaming_diloco"],
+    "synchronizer": ["Synchronizer", "synchronize"],
+}
+_MODULES = {name: module for module, names in _PLACES.items() for name in names}
 
 __all__ = [
     "ConfigError",
@@ -41,3 +68,13 @@ __all__ = [
     "streaming_diloco",
     "synchronize",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'thinwire' has no attribute {name!r}")
+    return getattr(import_module(f"thinwire.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

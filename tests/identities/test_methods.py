@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small import BATCH, adamw, batch, loss_of, make_model, same, sgd, train
 from torch import Tensor, nn
 
 import thinwire
+from small import BATCH, adamw, batch, loss_of, make_model, same, sgd, train
 from thinwire import Network, diloco, every_step, fedavg, local_sgd, post_local_sgd, streaming_diloco
 from thinwire.aggregators import Median, TrimmedMean, WeightedMean
 from thinwire.codecs import ErrorFeedback, fp32, int4, int8, topk, zstd
@@ -177,7 +177,8 @@ def _local_training(steps: int) -> list[Tensor]:
 
 @pytest.mark.parametrize(
     "method",
-    [every_step(), local_sgd(every=3), fedavg(every=3), post_local_sgd(switch=4, every=3), local_sgd(every=2).but(topology=RandomPairs())],
+    [every_step(), local_sgd(every=3), fedavg(every=3), post_local_sgd(switch=4, every=3),
+     local_sgd(every=2).but(topology=RandomPairs())],
     ids=str,
 )  # fmt: skip
 def test_one_member_of_an_averaging_method_trains_locally_to_the_bit(method):

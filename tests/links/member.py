@@ -12,8 +12,8 @@ import torch
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "identities")]
 
-import thinwire
-from small import adamw, batch, loss_of, make_model, train
+import thinwire  # noqa: E402
+from small import adamw, batch, loss_of, make_model, train  # noqa: E402
 
 
 def every_method(link):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 
 import numpy as np
 import pytest
@@ -384,3 +385,11 @@ def test_requests_that_make_no_sense():
         run(0, lambda link: None)
     with pytest.raises(ConfigError, match=r"describes 2 members, there are 3\n.*\n.*give 3 values"):
         run(3, lambda link: None, Network(step_s=[1.0, 2.0]))
+
+
+def test_no_thread_is_left_behind():
+    """One that were still ending when the process does would abort it."""
+    before = threading.active_count()
+    for _ in range(5):
+        run(3, lambda link: link.spawn(link.now, "a job").wait())
+    assert threading.active_count() == before

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from member import every_method
-from small import same
 
 import thinwire
+from small import same
 from thinwire.links.torch import join, time_limit_s
 
 MEMBER = Path(__file__).with_name("member.py")

@@ -105,6 +105,7 @@ class _Simulation:
         self.local = threading.local()
         self.all_ended = threading.Event()
         self.errors: list[BaseException] = []
+        self.threads: list[threading.Thread] = []
 
     # --- turns -------------------------------------------------------------------------------------------------
 
@@ -114,6 +115,8 @@ class _Simulation:
         self._next()
         while not self.all_ended.wait(timeout=0.2):  # a time limit keeps the main thread open to Ctrl-C
             pass
+        for thread in self.threads:  # a thread that is still ending when the process does would abort it
+            thread.join()
         callers.swap_in()
         if self.errors:
             raise next((error for error in self.errors if not isinstance(error, PeerLost)), self.errors[0])
@@ -150,7 +153,10 @@ class _Simulation:
             actor.ended, actor.ready_at = True, None
             self._next()
 
-        threading.Thread(target=body, name=f"member {rank}", daemon=True).start()
+        thread = threading.Thread(target=body, name=f"member {rank}", daemon=True)
+        self.threads = [each for each in self.threads if each.is_alive()]
+        self.threads.append(thread)
+        thread.start()
         return handle
 
     def _next(self) -> None:

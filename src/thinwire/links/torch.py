@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
+from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
 
 import psutil
@@ -176,12 +178,20 @@ def _roll_call(store: Store, rank: int, world: int, limit_s: float) -> None:
             store.wait(keys, timedelta(seconds=max(0.1, min(_TELL_AFTER_S, left_s))))
             return
         except (dist.DistStoreError, RuntimeError):
-            missing = [peer for peer, key in enumerate(keys) if not store.check([key])]
+            missing = _missing(store, keys)
         left_s = limit_s - (time.monotonic() - start)
         if missing and left_s <= 0:
             raise PeerLost(missing, during="joining", why=f"not there after {limit_s:g} s")
         if missing:
             _log.warning("waiting for %s to join (gives up in %.0f s)", _names(missing), left_s)
+
+
+def _missing(store: Store, keys: list[str]) -> list[int]:
+    """Members that have not signed in. Member 0 keeps the store: if it does not answer, it is the one that is lost."""
+    try:
+        return [peer for peer, key in enumerate(keys) if not store.check([key])]
+    except (dist.DistNetworkError, RuntimeError) as error:
+        raise PeerLost([0], during="joining", why=f"its meeting point is gone: {_first_line(error)}") from error
 
 
 @contextmanager
@@ -313,7 +323,7 @@ def _gloo(
 ) -> dict[int, Tensor]:
     """Send and receive over Gloo; a shorter message than the posted buffer fills its beginning."""
     buffers = {rank: torch.empty(most, dtype=torch.uint8) for rank, (most, _) in incoming.items()}
-    limit = timedelta(seconds=limit_s)
+    limit = timedelta(seconds=limit_s + 5)  # ours comes first, and names all who are missing
     try:
         receiving = {rank: group.recv([buffer], rank, incoming[rank][1]) for rank, buffer in buffers.items()}
         sending = {rank: group.send([buffer], rank, tag) for rank, (buffer, tag) in outgoing.items()}
@@ -340,35 +350,33 @@ def _wait_beside(work: dist.Work, limit: timedelta) -> Future[bool]:
 
 
 def _await_all(waits: list[tuple[int, Future[bool]]], limit_s: float, what: str) -> None:
-    """Until all are done, the first fails or the limit has passed; every five seconds say who is missing."""
-    start = time.monotonic()
-    changed = threading.Condition()
+    """Until all are done, the first fails or the limit has passed; every five seconds say who is missing.
 
-    def notify(_: Future[bool]) -> None:
-        with changed:
-            changed.notify()
-
-    for _, future in waits:
-        future.add_done_callback(notify)
-    told = start
-    while pending := {rank for rank, future in waits if not future.done()}:
-        failed = {rank for rank, future in waits if future.done() and future.exception() is not None}
+    Only the first to fail is lost for certain: those after it may have left because of it.
+    """
+    ended: SimpleQueue[tuple[int, Future[bool]]] = SimpleQueue()
+    for rank, future in waits:
+        future.add_done_callback(partial(_put, ended, rank))
+    left = Counter(rank for rank, _ in waits)
+    start = told = time.monotonic()
+    while pending := set(+left):
         now = time.monotonic()
-        if failed or now - start > limit_s:
-            break
+        if now - start >= limit_s:
+            raise PeerLost(pending, during=what, why=f"no answer within {limit_s:.0f} s")
         if now - told >= _TELL_AFTER_S:
             told = now
             _log.warning("%s: waiting for %s (gives up in %.0f s)", what, _names(pending), limit_s - (now - start))
-        with changed:
-            changed.wait_for(
-                lambda: any(future.done() for rank, future in waits if rank in pending),
-                timeout=min(_TELL_AFTER_S, 0.05 + limit_s - (now - start)),
-            )
-    failures = {rank: future.exception() for rank, future in waits if future.done() and future.exception() is not None}
-    if failures:
-        raise PeerLost(failures, during=what, why=_first_line(next(iter(failures.values()))))
-    if pending:
-        raise PeerLost(pending, during=what, why=f"no answer within {limit_s:.0f} s")
+        try:
+            rank, future = ended.get(timeout=max(0.001, min(told + _TELL_AFTER_S, start + limit_s) - now))
+        except Empty:
+            continue
+        if (error := future.exception()) is not None:
+            raise PeerLost([rank], during=what, why=_first_line(error))
+        left[rank] -= 1
+
+
+def _put(ended: SimpleQueue[tuple[int, Future[bool]]], rank: int, future: Future[bool]) -> None:
+    ended.put((rank, future))
 
 
 def _nccl(
