@@ -1,6 +1,6 @@
 """The README's picture, drawn from the records that `thinwire demo` leaves.
 
-    python benchmarks/readme_picture.py runs/demo
+python benchmarks/readme_picture.py runs/demo
 """
 
 from __future__ import annotations
