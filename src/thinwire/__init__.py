@@ -18,8 +18,8 @@ if TYPE_CHECKING:
         ThinwireError,
     )
     from thinwire.handshake import broadcast
+    from thinwire.links.joining import join
     from thinwire.links.local import Network, run
-    from thinwire.links.torch import join
     from thinwire.method import Method, Phases
     from thinwire.methods import diloco, every_step, fedavg, local_sgd, post_local_sgd, streaming_diloco
     from thinwire.synchronizer import Synchronizer, synchronize
@@ -37,7 +37,7 @@ _PLACES = {
     ],
     "handshake": ["broadcast"],
     "links.local": ["Network", "run"],
-    "links.torch": ["join"],
+    "links.joining": ["join"],
     "method": ["Method", "Phases"],
     "methods": ["diloco", "every_step", "fedavg", "local_sgd", "post_local_sgd", "streaming_diloco"],
     "synchronizer": ["Synchronizer", "synchronize"],

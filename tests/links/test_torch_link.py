@@ -14,7 +14,8 @@ from member import every_method
 
 import thinwire
 from small import same
-from thinwire.links.torch import join, time_limit_s
+from thinwire.links.joining import join
+from thinwire.links.torch import time_limit_s
 
 MEMBER = Path(__file__).with_name("member.py")
 

@@ -18,8 +18,8 @@ from thinwire.config import load, loads
 from thinwire.errors import ConfigError, ThinwireError
 from thinwire.report.record import RunRecord
 from thinwire.train import checkpoint, launch
+from thinwire.train.display import Silent
 from thinwire.train.launch import execute
-from thinwire.train.loop import Silent
 
 SRC = Path(__file__).parents[2] / "src"
 FLAGS = "--task.size 0.2M --context 16 --batch-size 2 --validation-windows 8 --eval-every 10 --method diloco --every 5"

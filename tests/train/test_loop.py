@@ -17,7 +17,8 @@ from thinwire.links.local import run as simulate
 from thinwire.methods import METHODS
 from thinwire.randomness import mix
 from thinwire.train import checkpoint
-from thinwire.train.loop import Silent, train
+from thinwire.train.display import Silent
+from thinwire.train.loop import train
 from thinwire.train.optimizer import OptimizerOptions
 from thinwire.units import Duration
 

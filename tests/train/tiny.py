@@ -16,7 +16,8 @@ from thinwire.links.base import Link
 from thinwire.links.local import Network
 from thinwire.links.local import run as simulate
 from thinwire.report.record import Event, Point, RunRecord
-from thinwire.train.loop import Silent, train
+from thinwire.train.display import Silent
+from thinwire.train.loop import train
 from thinwire.train.optimizer import OptimizerOptions
 from thinwire.train.tasks import Batch, evaluating
 from thinwire.train.user import UserOptions

@@ -17,8 +17,8 @@ from thinwire.errors import ConfigError
 from thinwire.report import run_summary
 from thinwire.report.record import RunRecord
 from thinwire.train.display import JsonLines, Terminal
+from thinwire.train.history import NOT_SAVED
 from thinwire.train.launch import CONFIG, REPORT, execute
-from thinwire.train.loop import NOT_SAVED
 
 FREE_FLAGS = {"ignore_unknown_options": True, "allow_extra_args": True}
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 from rich.console import Console
 from rich.progress import Progress, ProgressColumn, Task, TaskID
@@ -20,6 +20,35 @@ from thinwire.config import Run, TorchLink
 from thinwire.report.record import Event, Point
 from thinwire.report.words import bytes_text
 from thinwire.train.rollcall import Status
+
+
+class Display(Protocol):
+    """Who shows a run to a person or a program; only member 0 has one that says anything."""
+
+    def started(self, run: Run, members: int, parameters: int, step: int) -> None:
+        """Before the first step."""
+
+    def progress(self, step: int, statuses: Mapping[int, Status]) -> None:
+        """After a roll call."""
+
+    def evaluated(self, point: Point) -> None:
+        """After an evaluation."""
+
+    def event(self, event: Event) -> None:
+        """Something out of the ordinary."""
+
+    def stopped(self, step: int, folder: Path) -> None:
+        """The members agreed to stop before the end; a checkpoint is in `folder`."""
+
+
+class Silent:
+    """Shows nothing."""
+
+    def started(self, run: Run, members: int, parameters: int, step: int) -> None: ...
+    def progress(self, step: int, statuses: Mapping[int, Status]) -> None: ...
+    def evaluated(self, point: Point) -> None: ...
+    def event(self, event: Event) -> None: ...
+    def stopped(self, step: int, folder: Path) -> None: ...
 
 
 class Terminal:

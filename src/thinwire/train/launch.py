@@ -22,12 +22,13 @@ from thinwire.config import Run, SimulatedLink, TorchLink, dump
 from thinwire.errors import ConfigError, LinkError, ThinwireError
 from thinwire.lab.ledger import VARIABLE, write_ledger
 from thinwire.links.base import Link
+from thinwire.links.joining import join
 from thinwire.links.local import Network
 from thinwire.links.local import run as simulate
-from thinwire.links.torch import join
 from thinwire.report import write_report
 from thinwire.report.record import RunRecord
-from thinwire.train.loop import Display, Silent, device_of, not_written, train
+from thinwire.train.display import Display, Silent
+from thinwire.train.loop import device_of, not_written, train
 
 RECORD, REPORT, CONFIG = "record.json", "report.html", "run.toml"
 _GRACE_S = 20.0  # what members have to end by themselves after another one failed

@@ -7,105 +7,33 @@ evaluation of the consensus model, a roll call, checkpoints, and an end that all
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
-import platform
-import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import psutil
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
-import thinwire
-from thinwire.collectives import gather_packets
-from thinwire.config import Run, SimulatedLink, dump
+from thinwire.config import Run
 from thinwire.errors import ConfigError, PeerLost, ThinwireError
-from thinwire.fragments import digest
 from thinwire.handshake import agree
 from thinwire.links.base import Link
-from thinwire.packet import Header, Kind, Packet
 from thinwire.randomness import mix
-from thinwire.report.record import Event, Member, Point, RunRecord
+from thinwire.report.record import Event, Point, RunRecord
 from thinwire.rounds import Outcome, Skipped
-from thinwire.synchronizer import Synchronizer, Timing, synchronize
+from thinwire.synchronizer import Synchronizer, synchronize
 from thinwire.train import checkpoint
+from thinwire.train.display import Display, Silent
+from thinwire.train.history import NOT_SAVED, History, gather_json, make_record, totals
+from thinwire.train.resume import common_step, load_model, shared_settings
 from thinwire.train.rollcall import RollCall, Status
 from thinwire.train.tasks import Task
 
 _log = logging.getLogger("thinwire")
-
-_MOST_FACTS_BYTES = 1 << 16
-_MOST_TOLD = 5  # of a member's failed checkpoints, in the record
-
-#: The kind of the events that tell of a checkpoint that could not be written.
-NOT_SAVED = "checkpoint failed"
-
-
-class Display(Protocol):
-    """Who shows a run to a person or a program; only member 0 has one that says anything."""
-
-    def started(self, run: Run, members: int, parameters: int, step: int) -> None:
-        """Before the first step."""
-
-    def progress(self, step: int, statuses: Mapping[int, Status]) -> None:
-        """After a roll call."""
-
-    def evaluated(self, point: Point) -> None:
-        """After an evaluation."""
-
-    def event(self, event: Event) -> None:
-        """Something out of the ordinary."""
-
-    def stopped(self, step: int, folder: Path) -> None:
-        """The members agreed to stop before the end; a checkpoint is in `folder`."""
-
-
-class Silent:
-    """Shows nothing."""
-
-    def started(self, run: Run, members: int, parameters: int, step: int) -> None: ...
-    def progress(self, step: int, statuses: Mapping[int, Status]) -> None: ...
-    def evaluated(self, point: Point) -> None: ...
-    def event(self, event: Event) -> None: ...
-    def stopped(self, step: int, folder: Path) -> None: ...
-
-
-@dataclass
-class History:
-    """What a member remembers of the run for its record; travels in checkpoints, so that a resumed run tells it all."""
-
-    seconds: float = 0.0
-    samples: int = 0
-    tokens: int = 0
-    timing: Timing = field(default_factory=Timing)
-    bytes_by_purpose: dict[str, tuple[int, int]] = field(default_factory=dict)
-    points: list[Point] = field(default_factory=list)
-    events: list[Event] = field(default_factory=list)
-    evaluating_s: float = 0.0
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
-
-    @staticmethod
-    def from_dict(saved: Mapping[str, Any]) -> History:
-        """The inverse of `as_dict`."""
-        return History(
-            seconds=saved["seconds"],
-            samples=saved["samples"],
-            tokens=saved["tokens"],
-            timing=Timing(**saved["timing"]),
-            bytes_by_purpose={name: (pair[0], pair[1]) for name, pair in saved["bytes_by_purpose"].items()},
-            points=[Point(**point) for point in saved["points"]],
-            events=[Event(**event) for event in saved["events"]],
-            evaluating_s=saved["evaluating_s"],
-        )
 
 
 def train(
@@ -120,7 +48,7 @@ def train(
     returns  the record of the run; None if the members stopped before its end
     raises   ConfigError if members were given different runs
     """
-    agree(link, _shared_settings(run, resume))
+    agree(link, shared_settings(run, resume))
     torch.manual_seed(run.seed)
     device = device_of(run)
     model = task.model().to(device)
@@ -222,7 +150,9 @@ class _Session:
         self._call()
         self._take_in(self.calls.last())
         self._write_weights()
-        return self._record()
+        return make_record(
+            self.run, self.link, self.sync, self.model, self._whole(), self.final if self.link.rank == 0 else {}
+        )
 
     # --- telling and deciding ------------------------------------------------------------------------------------
 
@@ -230,7 +160,7 @@ class _Session:
         losses, self.losses = self.losses, []
         loss = float(torch.stack(losses).mean()) if losses else float("nan")
         now = self._whole()
-        sent, received = _totals(now)
+        sent, received = totals(now)
         late = self.run.max_time != "unlimited" and now.seconds >= self.run.max_time.seconds
         status = Status(self.sync.step, now.seconds, loss, now.samples, now.tokens, sent, received, self.stops(), late)
         self._take_in(self.calls.call(status))
@@ -357,9 +287,9 @@ class _Session:
         }
 
     def _restore(self) -> None:
-        step, owner = _common_step(self.link, self.folder)
+        step, owner = common_step(self.link, self.folder)
         state = checkpoint.load(self.folder, step, owner)
-        self._check_fits(state)
+        load_model(self.model, state, self.run, len(self.link.members))
         options = [{key: group[key] for key in group if key != "params"} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
         for group, given in zip(self.optimizer.param_groups, options, strict=True):
@@ -374,34 +304,9 @@ class _Session:
         self.evaluations = state["evaluations"]
         self.before = History.from_dict(state["history"])
         # Member 0's for all: after a loss a member may have had to write without.
-        calls = _gather_json(self.link, {"calls": state["calls"]}, "the roll calls")[self.link.members[0]]["calls"]
+        calls = gather_json(self.link, {"calls": state["calls"]}, "the roll calls")[self.link.members[0]]["calls"]
         if calls is not None:
             self.calls.load_state_dict(calls)
-
-    def _check_fits(self, state: Mapping[str, Any]) -> None:
-        """Load the model's part, unless the checkpoint is of another run than this."""
-        members, name = len(self.link.members), self.run.optimizer.name
-        if state["members"] != members:
-            raise ConfigError(
-                f"the checkpoint in {self.folder} is of {state['members']} members, this run has {members}",
-                expected=f"{state['members']} members, as before",
-                mend="start as many as then; or start anew, with another --out",
-            )
-        if state["optimizer_name"] != name:
-            raise ConfigError(
-                f"the checkpoint in {self.folder} was made with the optimizer {state['optimizer_name']}, not {name}",
-                expected=f"optimizer {state['optimizer_name']}: another one has no use for its state",
-                mend=f"resume with --optimizer {state['optimizer_name']}; or start anew, with another --out",
-            )
-        try:
-            self.model.load_state_dict(state["model"])
-        except RuntimeError as error:  # torch's way to say what does not fit, a line each after the first
-            why = " ".join(str(error).splitlines()[1:2]).strip() or str(error)
-            raise ConfigError(
-                f"the checkpoint in {self.folder} is of another model: {why}",
-                expected="the task and the model it was made with",
-                mend="resume without changing [task]; or start anew, with another --out",
-            ) from error
 
     def _write_weights(self) -> None:
         """The consensus model, for use."""
@@ -418,52 +323,6 @@ class _Session:
             except (OSError, SafetensorError) as error:
                 partial.unlink(missing_ok=True)
                 raise not_written(self.folder / "model.safetensors", error) from error
-
-    # --- the record ----------------------------------------------------------------------------------------------
-
-    def _record(self) -> RunRecord:
-        whole = self._whole()
-        sent, received = _totals(whole)
-        timing = whole.timing
-        spent = timing.wait_s + timing.encode_s + timing.apply_s + whole.evaluating_s
-        member = Member(
-            rank=self.link.rank, samples=whole.samples, tokens=whole.tokens, sent_bytes=sent, received_bytes=received,
-            compute_s=max(0.0, whole.seconds - spent), encode_s=timing.encode_s, wait_s=timing.wait_s,
-            apply_s=timing.apply_s, hidden_s=timing.hidden_s, rounds=self.sync.committed,
-        )  # fmt: skip
-        unsaved = [asdict(event) for event in whole.events if event.kind == NOT_SAVED][-_MOST_TOLD:]
-        mine = {"member": asdict(member), "bytes": whole.bytes_by_purpose, "unsaved": unsaved}
-        told = _gather_json(self.link, mine, "the record")
-        purposes: dict[str, tuple[int, int]] = {}
-        for facts in told.values():
-            for name, (out, into) in facts["bytes"].items():
-                before = purposes.get(name, (0, 0))
-                purposes[name] = (before[0] + out, before[1] + into)
-        theirs = [Event(**each) for rank in told if rank != self.link.rank for each in told[rank]["unsaved"]]
-        weights = digest(*self.sync.consensus()).hex()
-        return RunRecord(
-            label=self.run.method.name,
-            method=self.run.method.build().answers(),
-            config=dump(self.run),
-            versions={
-                "thinwire": thinwire.__version__,
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-            },
-            machine=_machine(self.device),
-            clock="simulated" if isinstance(self.run.link, SimulatedLink) else "wall",
-            network=_network(self.run),
-            seed=self.run.seed,
-            parameters=sum(p.numel() for p in self.model.parameters()),
-            members=tuple(Member(**facts["member"]) for facts in told.values()),
-            curve=tuple(whole.points),
-            bytes_by_purpose=purposes,
-            rounds_committed=self.sync.committed,
-            rounds_skipped=self.sync.skipped,
-            events=tuple(sorted([*whole.events, *theirs], key=lambda event: event.step)),
-            final=self.final if self.link.rank == 0 else {},
-            digest=weights,
-        )
 
 
 def device_of(run: Run) -> torch.device:
@@ -501,16 +360,6 @@ def _stopped_unsaved(step: int, folder: Path, rank: int) -> ThinwireError:
     )
 
 
-def _shared_settings(run: Run, resume: bool) -> dict[str, str]:
-    """What must be the same on all members for their loops to keep step; data, devices and folders need not be."""
-    settings = {
-        name: str(getattr(run, name)) for name in ("steps", "max_time", "seed", "eval_every", "checkpoint_every")
-    }
-    tables = tomllib.loads(dump(run))
-    optimizer = {f"optimizer.{name}": str(value) for name, value in tables["optimizer"].items()}
-    return settings | optimizer | {"task": tables["task"]["name"], "resume": "yes" if resume else "no"}
-
-
 def _last_round(run: Run) -> int:
     """The last local step of the run after which a round begins; 0 if there is none."""
     plan = run.method.build()
@@ -520,54 +369,3 @@ def _last_round(run: Run) -> int:
         return bool(method.schedule.begins(step, method.payload.fragments))
 
     return next((step for step in range(run.steps, 0, -1) if begins(step)), 0)
-
-
-def _common_step(link: Link, folder: Path) -> tuple[int, int]:
-    """The step to resume from, and whose file this member takes.
-
-    The newest step that any member has counts: after a loss, survivors have one more than the member that was lost,
-    which then takes a survivor's. raises ConfigError if there is none, or it cannot be read from here
-    """
-    told = _gather_json(link, {"steps": sorted(checkpoint.steps(folder, link.rank))}, "the checkpoints")
-    owners = {rank: set(facts["steps"]) for rank, facts in told.items()}
-    everything = set().union(*owners.values())
-    if not everything:
-        raise ConfigError(
-            f"no checkpoint in {folder}",
-            expected="a folder that an earlier run has written checkpoints into",
-            mend="name that run's folder, or start anew without --resume",
-        )
-    step = max(everything)
-    if step in owners[link.rank]:
-        owner, found = link.rank, True
-    else:
-        owner = min(rank for rank, steps in owners.items() if step in steps)
-        found = step in checkpoint.steps(folder, owner)
-    agree(link, {"checkpoint can be read": "yes" if found else f"no: copy member {owner}'s step-{step:08d} here"})
-    return step, owner
-
-
-def _gather_json(link: Link, facts: Mapping[str, Any], what: str) -> dict[int, dict[str, Any]]:
-    text = torch.frombuffer(bytearray(json.dumps(facts).encode()), dtype=torch.uint8)
-    packet = Packet("json", 0, {"text": text}, Header(kind=Kind.HELLO, sender=link.rank))
-    layout = {"text": (torch.uint8, _MOST_FACTS_BYTES)}
-    found = gather_packets(link.open("roll call"), link.rank, link.members, packet, layout, what)
-    return {rank: json.loads(bytes(each.fields["text"].numpy()).decode()) for rank, each in found.items()}
-
-
-def _totals(history: History) -> tuple[int, int]:
-    pairs = history.bytes_by_purpose.values()
-    return sum(sent for sent, _ in pairs), sum(received for _, received in pairs)
-
-
-def _machine(device: torch.device) -> str:
-    memory = psutil.virtual_memory().total / 2**30
-    words = f"{psutil.cpu_count()} processors, {memory:.0f} GiB, {platform.system()} {platform.machine()}"
-    return f"{words}, {torch.cuda.get_device_name(device)}" if device.type == "cuda" else words
-
-
-def _network(run: Run) -> str:
-    link = run.link
-    if isinstance(link, SimulatedLink):
-        return f"simulated: {link.rate} up and down, {link.delay} one way, {link.step_time} a local step"
-    return f"torch.distributed ({link.backend})"
