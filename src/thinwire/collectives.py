@@ -162,7 +162,7 @@ def combine(ex: Exchange, x: Tensor, weight: float, residuals: Residuals, shared
             return Combined(None, residuals, reason=NOBODY_FINITE, encode_s=coding_s, job_s=ex.now() - start)
         if present is not None and update is None:  # nobody failed, nobody abstained, nothing came: weights of 0
             return Combined(None, residuals, present, NO_SAMPLES, encode_s=coding_s, job_s=ex.now() - start)
-        if present is not None and update is not None and not _finite(update):
+        if present is not None and update is not None and len(present) > 1 and not _finite(update):
             return Combined(None, residuals, reason=OVERFLOW, encode_s=coding_s, job_s=ex.now() - start)
         if present is not None and update is not None:
             kept = residuals if abstains or weight == 0 else after

@@ -450,7 +450,8 @@ class Synchronizer:
         fragment, state = under_way.fragment, self._states[under_way.fragment]
         assert combined.update is not None
         if self._method.payload.kind == "gradient":
-            self._fragments.scatter_gradients(fragment, combined.update)
+            if combined.update.data_ptr() != under_way.sent.data_ptr():  # else nobody's but this member's own came back
+                self._fragments.scatter_gradients(fragment, combined.update)
         elif self._link.rank in outcome.ranks:
             live = self._fragments.gather(fragment)
             self._fragments.scatter(fragment, self._method.outer.merge(live, state.anchor, under_way.sent))

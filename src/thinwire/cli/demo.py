@@ -37,17 +37,7 @@ def demo(workers: int, steps: int, rate: str, delay: str, out: str, as_json: boo
     The text is Python's own language reference, which every Python carries: nothing is downloaded. The learning is
     real; the clock and the link are simulated, so the figures do not depend on this machine's speed.
     """
-    base = Run(
-        steps=steps,
-        eval_every=25,
-        checkpoint_every=0,
-        workers=workers,
-        threads=1,
-        device="cpu",
-        task=TextOptions(size="0.2M", context=64, batch_size=8),
-        optimizer=OptimizerOptions(lr=3e-3, warmup_steps=20),
-        link=_link(rate, delay),
-    )
+    base = base_run(steps=steps, workers=workers, link=_link(rate, delay))
     if not as_json:
         Console().print(
             f"One GPT of 0.2M parameters on {workers} members, {rate} up and down, {delay} apart\n"
@@ -65,6 +55,21 @@ def demo(workers: int, steps: int, rate: str, delay: str, out: str, as_json: boo
         return INTERRUPTED
     conclude(records, Path(out) / "report.html", "One small GPT over a slow link", as_json)
     return DONE
+
+
+def base_run(*, steps: int, workers: int = 4, link: SimulatedLink | None = None) -> Run:
+    """The work of the demonstration, without a method."""
+    return Run(
+        steps=steps,
+        eval_every=25,
+        checkpoint_every=0,
+        workers=workers,
+        threads=1,
+        device="cpu",
+        task=TextOptions(size="0.2M", context=64, batch_size=8),
+        optimizer=OptimizerOptions(lr=3e-3, warmup_steps=20),
+        link=link or _link("20mbit", "20ms"),
+    )
 
 
 def _link(rate: str, delay: str) -> SimulatedLink:

@@ -47,7 +47,7 @@ def execute(run: Run, *, display: Display, resume: bool = False, machine_readabl
     device_of(run)  # refuses a GPU that is not there, before anybody waits for anybody
     if isinstance(run.link, SimulatedLink):
         record = _simulated(run, run.link, display, resume)
-    elif _is_member(run, run.link):
+    elif _is_member(run):
         record = _as_member(run, run.link, display, resume)
     else:
         return _spawned(run, run.link, resume, machine_readable)
@@ -92,8 +92,8 @@ def _simulated(run: Run, link: SimulatedLink, display: Display, resume: bool) ->
         return simulate(run.workers, member, network)[0]
 
 
-def _is_member(run: Run, link: TorchLink) -> bool:
-    return "RANK" in os.environ or (link.address is not None and run.workers == 1) or run.workers == 1
+def _is_member(run: Run) -> bool:
+    return "RANK" in os.environ or run.workers == 1
 
 
 def _as_member(run: Run, link: TorchLink, display: Display, resume: bool) -> RunRecord | None:
