@@ -108,7 +108,8 @@ class _Work:
         sizes: Mapping[int, int],
     ) -> dict[int, Packet | None]:  # fmt: skip
         """Exchange packets; one that is not what was due is None, and remembered as a fault."""
-        written = {id(packet): packet.to_bytes() for packet in outgoing.values()}
+        unique = {id(packet): packet for packet in outgoing.values()}  # one that goes to all is written once
+        written = {name: packet.to_bytes() for name, packet in unique.items()}
         waited = self.ex.now()
         arrived = self.ex.channel.exchange(
             {rank: written[id(packet)] for rank, packet in outgoing.items()},
