@@ -99,7 +99,7 @@ class SGD:
 
 
 def Nesterov(lr: float = 0.7, momentum: float = 0.9) -> SGD:  # noqa: N802 (reads as the part it makes)
-    """SGD with Nesterov momentum, DiLoCo's outer step (arXiv:2311.08105, section 2); momentum=0 is plain SGD."""
+    """SGD with Nesterov momentum, DiLoCo's outer step (arXiv:2311.08105); momentum=0 is plain SGD."""
     return SGD(lr, momentum, nesterov=momentum > 0)
 
 
@@ -135,7 +135,7 @@ class Adam:
 class Mix:
     """Keep a share of the local steps made while the round was under way (Streaming DiLoCo's mixing factor).
 
-    theta <- keep theta + (1 - keep) a      keep is alpha in arXiv:2501.18512, Eq. 3; 0 takes the anchor, 1 ignores it
+    theta <- keep theta + (1 - keep) a      keep is alpha in arXiv:2501.18512; 0 takes the anchor, 1 ignores it
     """
 
     outer: Outer

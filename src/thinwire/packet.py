@@ -55,7 +55,6 @@ class Kind(IntEnum):
     RESULT = 1  # a combined part of a round, to everyone
     HELLO = 2  # who a member is: versions, method, model, initial weights
     VERDICT = 3  # what a member holds at the end of a round, before it commits
-    PROBE = 4  # bytes without meaning, to measure a link
 
 
 class Flag:

@@ -48,7 +48,7 @@ class Gradient:
 
 @dataclass(frozen=True)
 class Delta:
-    """Anchor minus parameters: the pseudo-gradient, positive along descent (arXiv:2311.08105, Alg. 1, line 11)."""
+    """Anchor minus parameters: the pseudo-gradient, positive along descent (arXiv:2311.08105, Alg. 1)."""
 
     fragments: int = 1
     kind: Kind = field(default="delta", init=False, repr=False)

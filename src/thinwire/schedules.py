@@ -25,7 +25,7 @@ class Every:
 
     Fragment f of F begins at o_f, o_f + H, o_f + 2H, ... with H = steps and o_f = (f+1) H / F rounded down, at least 1.
     With one fragment that is every H steps; with F of them every H/F steps in rotation.
-    Source: Douillard et al. 2025, arXiv:2501.18512, Alg. 2 (fragments and overlap).
+    Source: Douillard et al. 2025, arXiv:2501.18512 (fragments and overlap).
     """
 
     steps: int = 1

@@ -5,8 +5,8 @@
 Error   eta=1, mu=0 is averaging of the models; H=1 with it and plain SGD inside is every-step data parallel training.
 Size    2 (N-1)/N * c(n) bytes sent per member and round, c(n) what the codec writes for n elements (4n for fp32).
 State   anchor a and momentum b, alike on all members; inner optimizers' moments stay local and are kept.
-Source  Douillard et al. 2023, arXiv:2311.08105, Alg. 1; eta=0.7, mu=0.9 (their section 2), H=500 in their main runs.
-Differs H=100 by default: at the sizes that fit one machine the loss is closer to every-step training.
+Source  Douillard et al. 2023, arXiv:2311.08105, Alg. 1; eta=0.7, mu=0.9, H=500 in their main runs.
+Differs H=100 by default, for runs shorter than theirs.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
     step t >  switch:  theta <- mean_i theta_i after steps switch + H, switch + 2H, ...
 
 Size    that of every_step up to the switch, that of local_sgd after it.
-Source  Lin et al. 2020, arXiv:1808.07217, section 3 (their switch is the first drop of the learning rate, H = 16).
+Source  Lin et al. 2020, arXiv:1808.07217 (their switch is the first drop of the learning rate, H = 16).
 Differs torch's averager also averages at the switch itself, where all models are equal: we send nothing there.
 """
 

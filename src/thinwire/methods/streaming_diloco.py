@@ -4,12 +4,13 @@
     after step k + tau:                              (a_f, b_f) <- Nesterov(a_f, b_f, mean D_f)
                                                      theta_f <- alpha theta_f + (1 - alpha) a_f
 
-Error   F=1, tau=0, alpha=0 and fp32 is DiLoCo to the bit; alpha=1 takes nothing from the others. A delay of tau steps
-        costs little, alpha=0.5 weakens the outer step: lower one with the other.
+Error   F=1, tau=0, alpha=0 and fp32 is DiLoCo to the bit; alpha=1 takes nothing from the others. How much
+        alpha=0.5 weakens the outer step depends on its lr: choose the two together.
 Size    as DiLoCo's per H steps; at once only a fragment: 1/F of it. e3m0 is 4.125 bits an element against 32.
 State   anchor and momentum of each fragment, alike on all members; rounds under way.
-Source  Douillard et al. 2025, arXiv:2501.18512, Alg. 2 and Eq. 3: fragments are strided layers, tau=1, alpha=0.5,
-        outer lr 0.4, mu=0.9, H=100, 4-bit floats (one sign and three exponent bits).
+Source  Douillard et al. 2025, arXiv:2501.18512: fragments are strided layers, tau=1, alpha=0.5, H=100, mu=0.9, four-bit
+        floats. The outer lr of 0.4 is from others' notes on the paper, and that its four bits are e3m0 (one sign and
+        three exponent bits) is likely but was not confirmed.
 Differs fragments are four by default, not one for every three layers; embeddings and norms go to the smallest fragment.
 """
 
