@@ -29,6 +29,7 @@ EXAMPLES: dict[str, list[str]] = {
     "topk": ["topk(1/64)", "topk(0.3)", "topk(1)", "topk(1/16) | int4", "topk(1/2) | topk(1/4) | e3m0",
              "topk(1/4) | int8(rounding='stochastic')"],
     "zstd": ["zstd", "bf16 | zstd(level=1)", "int8 | zstd(level=-5)", "topk(1/64) | int4 | zstd"],
+    "rans": ["rans", "int8 | rans", "bf16 | rans(segment=100)", "topk(1/4) | int4 | rans"],
 }  # fmt: skip
 CODEC_EXPRESSIONS = [expression for expressions in EXAMPLES.values() for expression in expressions]
 LENGTHS = (0, 1, 7, 255, 256, 257, 1000)

@@ -20,6 +20,8 @@ KEY = 5
 #: The vector of the golden vectors in tests/codecs, and a longer one for the chain.
 SHORT = torch.tensor([7, -7, 3.5, -3.4, 0, 1, -1, 0.49])
 LONG = torch.cat([SHORT * scale for scale in (1.0, -0.5, 0.25, 2.0, 0.0, 1e-3, 1e3, 0.75)])
+#: Long enough that a table of frequencies pays.
+REPEATED = LONG.repeat(8)
 
 #: Codec packets: file name -> (expression, vector).
 ENCODED: dict[str, tuple[str, torch.Tensor]] = {
@@ -30,6 +32,7 @@ ENCODED: dict[str, tuple[str, torch.Tensor]] = {
     "int4-stochastic": ("int4(block=8, rounding='stochastic')", LONG),
     "e3m0": ("e3m0(block=8)", SHORT),
     "topk-int4-zstd": ("topk(1/4) | int4(block=8) | zstd", LONG),
+    "int8-rans": ("int8 | rans(segment=100)", REPEATED),
     "empty": ("topk(1/4) | e3m0", torch.zeros(0)),
 }
 
