@@ -28,6 +28,7 @@ EXAMPLES: dict[str, list[str]] = {
     "e3m0": ["e3m0", "e3m0(block=32)", "e3m0(rounding='stochastic')"],
     "topk": ["topk(1/64)", "topk(0.3)", "topk(1)", "topk(1/16) | int4", "topk(1/2) | topk(1/4) | e3m0",
              "topk(1/4) | int8(rounding='stochastic')"],
+    "kmeans": ["kmeans", "kmeans(3)", "kmeans(256)", "topk(0.1) | kmeans(2)", "topk(1/16) | kmeans(4) | rans"],
     "zstd": ["zstd", "bf16 | zstd(level=1)", "int8 | zstd(level=-5)", "topk(1/64) | int4 | zstd"],
     "rans": ["rans", "int8 | rans", "bf16 | rans(segment=100)", "topk(1/4) | int4 | rans"],
 }  # fmt: skip

@@ -32,6 +32,7 @@ ENCODED: dict[str, tuple[str, torch.Tensor]] = {
     "int4-stochastic": ("int4(block=8, rounding='stochastic')", LONG),
     "e3m0": ("e3m0(block=8)", SHORT),
     "topk-int4-zstd": ("topk(1/4) | int4(block=8) | zstd", LONG),
+    "topk-kmeans": ("topk(1/2) | kmeans(3)", LONG),
     "int8-rans": ("int8 | rans(segment=100)", REPEATED),
     "empty": ("topk(1/4) | e3m0", torch.zeros(0)),
 }

@@ -19,6 +19,7 @@ from thinwire.codecs.chain import Chain
 from thinwire.codecs.e3m0 import E3M0, e3m0
 from thinwire.codecs.feedback import ErrorFeedback, feedback
 from thinwire.codecs.integer import Integer, int4, int8
+from thinwire.codecs.kmeans import KMeans, kmeans
 from thinwire.codecs.precision import BF16, FP16, FP32, bf16, fp16, fp32
 from thinwire.codecs.rans import Rans, rans
 from thinwire.codecs.topk import TopK, topk
@@ -29,8 +30,8 @@ from thinwire.packet import Fields, Layout
 
 __all__ = [
     "BF16", "CODECS", "E3M0", "FP16", "FP32", "Chain", "Codec", "CodecCard", "ErrorFeedback", "Fields", "Integer",
-    "Layout", "Rans", "TopK", "Traits", "Zstd", "bf16", "describe", "e3m0", "feedback", "fp16", "fp32", "int4", "int8",
-    "parse", "rans", "require", "topk", "train_dictionary", "zstd",
+    "KMeans", "Layout", "Rans", "TopK", "Traits", "Zstd", "bf16", "describe", "e3m0", "feedback", "fp16", "fp32",
+    "int4", "int8", "kmeans", "parse", "rans", "require", "topk", "train_dictionary", "zstd",
 ]  # fmt: skip
 
 #: Every codec by the name it has in expressions; called, an entry gives the codec.
@@ -42,6 +43,7 @@ CODECS: Mapping[str, Callable[..., Codec]] = {
     "int4": int4,
     "e3m0": e3m0,
     "topk": TopK,
+    "kmeans": kmeans,
     "zstd": zstd,
     "rans": rans,
 }
