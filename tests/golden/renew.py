@@ -33,6 +33,7 @@ ENCODED: dict[str, tuple[str, torch.Tensor]] = {
     "e3m0": ("e3m0(block=8)", SHORT),
     "topk-int4-zstd": ("topk(1/4) | int4(block=8) | zstd", LONG),
     "topk-kmeans": ("topk(1/2) | kmeans(3)", LONG),
+    "cst": ("cst(channels=6, bits=2)", LONG),
     "int8-rans": ("int8 | rans(segment=100)", REPEATED),
     "empty": ("topk(1/4) | e3m0", torch.zeros(0)),
 }

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from thinwire.codecs.base import Codec, Traits, require
 from thinwire.codecs.cards import CodecCard, card
 from thinwire.codecs.chain import Chain
+from thinwire.codecs.cst import CST, cst, join_tokens, salient_tokens, split_tokens
 from thinwire.codecs.e3m0 import E3M0, e3m0
 from thinwire.codecs.feedback import ErrorFeedback, feedback
 from thinwire.codecs.integer import Integer, int4, int8
@@ -29,9 +30,10 @@ from thinwire.expressions import Words, evaluate
 from thinwire.packet import Fields, Layout
 
 __all__ = [
-    "BF16", "CODECS", "E3M0", "FP16", "FP32", "Chain", "Codec", "CodecCard", "ErrorFeedback", "Fields", "Integer",
-    "KMeans", "Layout", "Rans", "TopK", "Traits", "Zstd", "bf16", "describe", "e3m0", "feedback", "fp16", "fp32",
-    "int4", "int8", "kmeans", "parse", "rans", "require", "topk", "train_dictionary", "zstd",
+    "BF16", "CODECS", "CST", "E3M0", "FP16", "FP32", "Chain", "Codec", "CodecCard", "ErrorFeedback", "Fields",
+    "Integer", "KMeans", "Layout", "Rans", "TopK", "Traits", "Zstd", "bf16", "cst", "describe", "e3m0", "feedback",
+    "fp16", "fp32", "int4", "int8", "join_tokens", "kmeans", "parse", "rans", "require", "salient_tokens",
+    "split_tokens", "topk", "train_dictionary", "zstd",
 ]  # fmt: skip
 
 #: Every codec by the name it has in expressions; called, an entry gives the codec.
@@ -44,13 +46,18 @@ CODECS: Mapping[str, Callable[..., Codec]] = {
     "e3m0": e3m0,
     "topk": TopK,
     "kmeans": kmeans,
+    "cst": cst,
     "zstd": zstd,
     "rans": rans,
 }
 
 _NAMES: Mapping[str, Callable[..., Codec | ErrorFeedback]] = {**CODECS, "feedback": feedback}
 _WORDS = Words("codec", _NAMES, "topk(1/64) | int4 | zstd or feedback(int4(block=128))", "`thinwire codecs {}`")
-_SHOWN = {"topk": "topk(1/64)", "feedback": "feedback(topk(1/64))"}  # those that cannot be shown by their name alone
+_SHOWN = {
+    "topk": "topk(1/64)",
+    "cst": "cst(128)",
+    "feedback": "feedback(topk(1/64))",
+}  # those that cannot be shown by their name alone
 
 
 def parse(expression: str) -> Codec | ErrorFeedback:
