@@ -28,10 +28,10 @@ EXAMPLES: dict[str, list[str]] = {
     "e3m0": ["e3m0", "e3m0(block=32)", "e3m0(rounding='stochastic')"],
     "topk": ["topk(1/64)", "topk(0.3)", "topk(1)", "topk(1/16) | int4", "topk(1/2) | topk(1/4) | e3m0",
              "topk(1/4) | int8(rounding='stochastic')"],
-    "kmeans": ["kmeans", "kmeans(3)", "kmeans(256)", "topk(0.1) | kmeans(2)", "topk(1/16) | kmeans(4) | rans"],
-    "cst": ["cst(16)", "cst(128, bits=2)", "cst(1, bits=8)", "cst(32) | rans"],
+    "kmeans": ["kmeans", "kmeans(3)", "kmeans(256)", "topk(0.1) | kmeans(2)"],
+    "cst": ["cst(16)", "cst(128, bits=2)", "cst(1, bits=8)"],
     "zstd": ["zstd", "bf16 | zstd(level=1)", "int8 | zstd(level=-5)", "topk(1/64) | int4 | zstd"],
-    "rans": ["rans", "int8 | rans", "bf16 | rans(segment=100)", "topk(1/4) | int4 | rans"],
+    "rans": ["int8 | rans", "bf16 | rans(segment=100)", "topk(1/16) | kmeans(4) | rans"],
 }  # fmt: skip
 CODEC_EXPRESSIONS = [expression for expressions in EXAMPLES.values() for expression in expressions]
 LENGTHS = (0, 1, 7, 255, 256, 257, 1000)

@@ -265,14 +265,16 @@ def _pull(name: str, stream: bytes, coded: list[tuple[_Model, Bytes]]) -> None:
 
 def _model_of(run: Bytes) -> _Model | None:
     """The model that makes a run smallest, of those alike the one of wider symbols; None if it gets no smaller."""
+    best, least = None, len(run)
+    if least <= 3:  # no table is shorter
+        return None
     counts = np.zeros(256, np.int64)
     for start in range(0, len(run), _PIECE):
         counts += np.bincount(run[start : start + _PIECE], minlength=256)
-    best, least = None, len(run)
     for bits, pool in _POOLS.items():
         pooled = pool @ counts
         alphabet = pooled.nonzero()[0]
-        for width in (1, 2):
+        for width in (1, 2) if pooled.max() > 255 else (1,):  # counts that fit a byte are exact in it
             frequencies = _scaled(pooled[alphabet], width)
             table = 2 + min(len(alphabet), _bitmap_bytes(bits)) + width * len(frequencies)
             if table < least and (size := table + _information(pooled[alphabet], frequencies)) < least:
