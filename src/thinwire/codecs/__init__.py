@@ -19,6 +19,7 @@ from thinwire.codecs.chain import Chain
 from thinwire.codecs.e3m0 import E3M0, e3m0
 from thinwire.codecs.feedback import FEEDBACK, ErrorFeedback, Feedback, feedback
 from thinwire.codecs.integer import Integer, int4, int8
+from thinwire.codecs.layers import Layers, layers
 from thinwire.codecs.precision import BF16, FP16, FP32, bf16, fp16, fp32
 from thinwire.codecs.stages import Staged
 from thinwire.codecs.topk import TopK, topk
@@ -29,8 +30,8 @@ from thinwire.packet import Fields, Layout
 
 __all__ = [
     "BF16", "CODECS", "E3M0", "FEEDBACK", "FP16", "FP32", "STAGED", "Chain", "Codec", "CodecCard", "ErrorFeedback",
-    "Feedback", "Fields", "How", "Integer", "Layout", "Shapes", "Staged", "TopK", "Traits", "Zstd", "bf16", "describe",
-    "e3m0", "feedback", "fp16", "fp32", "int4", "int8", "parse", "require", "topk", "zstd",
+    "Feedback", "Fields", "How", "Integer", "Layers", "Layout", "Shapes", "Staged", "TopK", "Traits", "Zstd", "bf16",
+    "describe", "e3m0", "feedback", "fp16", "fp32", "int4", "int8", "layers", "parse", "require", "topk", "zstd",
 ]  # fmt: skip
 
 #: Every codec by the name it has in expressions; called, an entry gives the codec.
@@ -42,6 +43,7 @@ CODECS: Mapping[str, Callable[..., Codec]] = {
     "int4": int4,
     "e3m0": e3m0,
     "topk": TopK,
+    "layers": layers,
     "zstd": zstd,
 }
 
@@ -53,7 +55,12 @@ How = Codec | Staged | Feedback
 
 _NAMES: Mapping[str, Callable[..., How]] = {**CODECS, **STAGED, **FEEDBACK}
 _WORDS = Words("codec", _NAMES, "topk(1/64) | int4 | zstd or feedback(int4(block=128))", "`thinwire codecs {}`")
-_SHOWN = {"topk": "topk(1/64)", "feedback": "feedback(topk(1/64))"}  # those that cannot be shown by their name alone
+#: What stands for those that cannot be shown by their name alone.
+_SHOWN = {
+    "topk": "topk(1/64)",
+    "layers": "layers(topk(1/64))",
+    "feedback": "feedback(topk(1/64))",
+}
 
 
 def parse(expression: str) -> How:
