@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from thinwire.codecs.base import Codec, Shapes, Traits, require
+from thinwire.codecs.budget import Budget, budget
 from thinwire.codecs.cards import CodecCard, card
 from thinwire.codecs.chain import Chain
 from thinwire.codecs.e3m0 import E3M0, e3m0
@@ -29,9 +30,43 @@ from thinwire.expressions import Words, evaluate
 from thinwire.packet import Fields, Layout
 
 __all__ = [
-    "BF16", "CODECS", "E3M0", "FEEDBACK", "FP16", "FP32", "STAGED", "Chain", "Codec", "CodecCard", "ErrorFeedback",
-    "Feedback", "Fields", "How", "Integer", "Layers", "Layout", "Shapes", "Staged", "TopK", "Traits", "Zstd", "bf16",
-    "describe", "e3m0", "feedback", "fp16", "fp32", "int4", "int8", "layers", "parse", "require", "topk", "zstd",
+    "BF16",
+    "CODECS",
+    "E3M0",
+    "FEEDBACK",
+    "FP16",
+    "FP32",
+    "STAGED",
+    "Budget",
+    "Chain",
+    "Codec",
+    "CodecCard",
+    "ErrorFeedback",
+    "Feedback",
+    "Fields",
+    "How",
+    "Integer",
+    "Layers",
+    "Layout",
+    "Shapes",
+    "Staged",
+    "TopK",
+    "Traits",
+    "Zstd",
+    "bf16",
+    "budget",
+    "describe",
+    "e3m0",
+    "feedback",
+    "fp16",
+    "fp32",
+    "int4",
+    "int8",
+    "layers",
+    "parse",
+    "require",
+    "topk",
+    "zstd",
 ]  # fmt: skip
 
 #: Every codec by the name it has in expressions; called, an entry gives the codec.
@@ -48,7 +83,9 @@ CODECS: Mapping[str, Callable[..., Codec]] = {
 }
 
 #: Rounds of several exchanges, by the name they have in expressions.
-STAGED: Mapping[str, Callable[..., Staged]] = {}
+STAGED: Mapping[str, Callable[..., Staged]] = {
+    "budget": budget,
+}
 
 #: How a vector is written: the answer to one of a round's six questions.
 How = Codec | Staged | Feedback
@@ -59,6 +96,7 @@ _WORDS = Words("codec", _NAMES, "topk(1/64) | int4 | zstd or feedback(int4(block
 _SHOWN = {
     "topk": "topk(1/64)",
     "layers": "layers(topk(1/64))",
+    "budget": "budget(topk(1/256), topk(1/64), topk(1/16))",
     "feedback": "feedback(topk(1/64))",
 }
 
