@@ -24,6 +24,7 @@ from thinwire.codecs.layers import Layers, layers
 from thinwire.codecs.precision import BF16, FP16, FP32, bf16, fp16, fp32
 from thinwire.codecs.stages import Staged
 from thinwire.codecs.topk import TopK, topk
+from thinwire.codecs.whole import decode, encode
 from thinwire.codecs.zstd import Zstd, zstd
 from thinwire.errors import ConfigError
 from thinwire.expressions import Words, evaluate
@@ -55,8 +56,10 @@ __all__ = [
     "Zstd",
     "bf16",
     "budget",
+    "decode",
     "describe",
     "e3m0",
+    "encode",
     "feedback",
     "fp16",
     "fp32",
