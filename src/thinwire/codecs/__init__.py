@@ -17,7 +17,10 @@ from thinwire.codecs.base import Codec, Shapes, Traits, require
 from thinwire.codecs.cards import CodecCard, card
 from thinwire.codecs.chain import Chain
 from thinwire.codecs.e3m0 import E3M0, e3m0
-from thinwire.codecs.feedback import FEEDBACK, ErrorFeedback, Feedback, feedback
+from thinwire.codecs.feedback import (
+    EF21, EF21SGDM, EF21W, FEEDBACK, EControl, ErrorFeedback, Feedback,
+    econtrol, ef21, ef21_sgdm, ef21w, feedback,
+)  # fmt: skip
 from thinwire.codecs.integer import Integer, int4, int8
 from thinwire.codecs.precision import BF16, FP16, FP32, bf16, fp16, fp32
 from thinwire.codecs.stages import Staged
@@ -28,9 +31,10 @@ from thinwire.expressions import Words, evaluate
 from thinwire.packet import Fields, Layout
 
 __all__ = [
-    "BF16", "CODECS", "E3M0", "FEEDBACK", "FP16", "FP32", "STAGED", "Chain", "Codec", "CodecCard", "ErrorFeedback",
-    "Feedback", "Fields", "How", "Integer", "Layout", "Shapes", "Staged", "TopK", "Traits", "Zstd", "bf16", "describe",
-    "e3m0", "feedback", "fp16", "fp32", "int4", "int8", "parse", "require", "topk", "zstd",
+    "BF16", "CODECS", "E3M0", "EF21", "EF21SGDM", "EF21W", "FEEDBACK", "FP16", "FP32", "STAGED", "Chain", "Codec",
+    "CodecCard", "EControl", "ErrorFeedback", "Feedback", "Fields", "How", "Integer", "Layout", "Shapes", "Staged",
+    "TopK", "Traits", "Zstd", "bf16", "describe", "e3m0", "econtrol", "ef21", "ef21_sgdm", "ef21w", "feedback", "fp16",
+    "fp32", "int4", "int8", "parse", "require", "topk", "zstd",
 ]  # fmt: skip
 
 #: Every codec by the name it has in expressions; called, an entry gives the codec.
@@ -53,7 +57,15 @@ How = Codec | Staged | Feedback
 
 _NAMES: Mapping[str, Callable[..., How]] = {**CODECS, **STAGED, **FEEDBACK}
 _WORDS = Words("codec", _NAMES, "topk(1/64) | int4 | zstd or feedback(int4(block=128))", "`thinwire codecs {}`")
-_SHOWN = {"topk": "topk(1/64)", "feedback": "feedback(topk(1/64))"}  # those that cannot be shown by their name alone
+#: Those that cannot be shown by their name alone.
+_SHOWN = {
+    "topk": "topk(1/64)",
+    "feedback": "feedback(topk(1/64))",
+    "ef21": "ef21(topk(1/64))",
+    "ef21w": "ef21w(topk(1/64), smoothness=(1, 4))",
+    "ef21_sgdm": "ef21_sgdm(topk(1/64))",
+    "econtrol": "econtrol(topk(1/64))",
+}
 
 
 def parse(expression: str) -> How:

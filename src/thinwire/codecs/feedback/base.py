@@ -140,6 +140,15 @@ def is_contractive(codec: Codec | Staged) -> bool:
     return delta is not None and delta > 0
 
 
+def followed(combined: Tensor, shared: Tensors, share: float) -> tuple[Tensor, Tensors]:
+    """`receive` of schemes whose update is the mean of all members' estimates, each of which grows by what is sent.
+
+    Those who were left out sent nothing, and count as that: hence the share.
+    """
+    estimate = zeros(shared, "estimate", combined) + share * combined  # two roundings, alike on all processors
+    return estimate, {"estimate": estimate}
+
+
 def zeros(memory: Tensors, name: str, like: Tensor) -> Tensor:
     """A vector of a memory, or zeros before the first round.  [n]"""
     found = memory.get(name)
