@@ -18,9 +18,19 @@ from thinwire.codecs.cards import CodecCard, card
 from thinwire.codecs.chain import Chain
 from thinwire.codecs.e3m0 import E3M0, e3m0
 from thinwire.codecs.feedback import (
-    EF21, EF21SGDM, EF21W, FEEDBACK, EControl, ErrorFeedback, Feedback,
-    econtrol, ef21, ef21_sgdm, ef21w, feedback,
-)  # fmt: skip
+    EF21,
+    EF21SGDM,
+    EF21W,
+    FEEDBACK,
+    EControl,
+    ErrorFeedback,
+    Feedback,
+    econtrol,
+    ef21,
+    ef21_sgdm,
+    ef21w,
+    feedback,
+)
 from thinwire.codecs.integer import Integer, int4, int8
 from thinwire.codecs.precision import BF16, FP16, FP32, bf16, fp16, fp32
 from thinwire.codecs.stages import Staged

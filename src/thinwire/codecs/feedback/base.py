@@ -41,7 +41,8 @@ class Feedback(ABC):
 
     codec: Codec | Staged
 
-    #: Whether `shared` is the mean of what members hold in `own`: then a member must weigh the same in every round.
+    #: Whether `shared` is the mean of what members hold in `own`, but for what second encodings have dropped and still
+    #: owe: then a member must weigh the same in every round.
     tracks: bool = False
     #: Whether it says itself what a member weighs.
     weighs: bool = False
