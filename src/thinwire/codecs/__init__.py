@@ -18,7 +18,20 @@ from thinwire.codecs.budget import Budget, budget
 from thinwire.codecs.cards import CodecCard, card
 from thinwire.codecs.chain import Chain
 from thinwire.codecs.e3m0 import E3M0, e3m0
-from thinwire.codecs.feedback import FEEDBACK, ErrorFeedback, Feedback, feedback
+from thinwire.codecs.feedback import (
+    EF21,
+    EF21SGDM,
+    EF21W,
+    FEEDBACK,
+    EControl,
+    ErrorFeedback,
+    Feedback,
+    econtrol,
+    ef21,
+    ef21_sgdm,
+    ef21w,
+    feedback,
+)
 from thinwire.codecs.integer import Integer, int4, int8
 from thinwire.codecs.layers import Layers, layers
 from thinwire.codecs.precision import BF16, FP16, FP32, bf16, fp16, fp32
@@ -34,6 +47,9 @@ __all__ = [
     "BF16",
     "CODECS",
     "E3M0",
+    "EF21",
+    "EF21SGDM",
+    "EF21W",
     "FEEDBACK",
     "FP16",
     "FP32",
@@ -42,6 +58,7 @@ __all__ = [
     "Chain",
     "Codec",
     "CodecCard",
+    "EControl",
     "ErrorFeedback",
     "Feedback",
     "Fields",
@@ -59,6 +76,10 @@ __all__ = [
     "decode",
     "describe",
     "e3m0",
+    "econtrol",
+    "ef21",
+    "ef21_sgdm",
+    "ef21w",
     "encode",
     "feedback",
     "fp16",
@@ -70,7 +91,7 @@ __all__ = [
     "require",
     "topk",
     "zstd",
-]  # fmt: skip
+]
 
 #: Every codec by the name it has in expressions; called, an entry gives the codec.
 CODECS: Mapping[str, Callable[..., Codec]] = {
@@ -101,6 +122,10 @@ _SHOWN = {
     "layers": "layers(topk(1/64))",
     "budget": "budget(topk(1/256), topk(1/64), topk(1/16))",
     "feedback": "feedback(topk(1/64))",
+    "ef21": "ef21(topk(1/64))",
+    "ef21w": "ef21w(topk(1/64), smoothness=(1, 4))",
+    "ef21_sgdm": "ef21_sgdm(topk(1/64))",
+    "econtrol": "econtrol(topk(1/64))",
 }
 
 
