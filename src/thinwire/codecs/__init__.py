@@ -16,9 +16,9 @@ from collections.abc import Callable, Mapping
 from thinwire.codecs.base import Codec, Traits, require
 from thinwire.codecs.cards import CodecCard, card
 from thinwire.codecs.chain import Chain
-from thinwire.codecs.e3m0 import E3M0, e3m0
 from thinwire.codecs.feedback import ErrorFeedback, feedback
-from thinwire.codecs.integer import Integer, int4, int8
+from thinwire.codecs.integer import Integer, int2, int3, int4, int6, int8
+from thinwire.codecs.log import Log, e2m0, e3m0, e4m0
 from thinwire.codecs.precision import BF16, FP16, FP32, bf16, fp16, fp32
 from thinwire.codecs.topk import TopK, topk
 from thinwire.codecs.zstd import Zstd, zstd
@@ -27,9 +27,9 @@ from thinwire.expressions import Words, evaluate
 from thinwire.packet import Fields, Layout
 
 __all__ = [
-    "BF16", "CODECS", "E3M0", "FP16", "FP32", "Chain", "Codec", "CodecCard", "ErrorFeedback", "Fields", "Integer",
-    "Layout", "TopK", "Traits", "Zstd", "bf16", "describe", "e3m0", "feedback", "fp16", "fp32", "int4", "int8", "parse",
-    "require", "topk", "zstd",
+    "BF16", "CODECS", "FP16", "FP32", "Chain", "Codec", "CodecCard", "ErrorFeedback", "Fields", "Integer", "Layout",
+    "Log", "TopK", "Traits", "Zstd", "bf16", "describe", "e2m0", "e3m0", "e4m0", "feedback", "fp16", "fp32", "int2",
+    "int3", "int4", "int6", "int8", "parse", "require", "topk", "zstd",
 ]  # fmt: skip
 
 #: Every codec by the name it has in expressions; called, an entry gives the codec.
@@ -38,8 +38,13 @@ CODECS: Mapping[str, Callable[..., Codec]] = {
     "bf16": BF16,
     "fp16": FP16,
     "int8": int8,
+    "int6": int6,
     "int4": int4,
+    "int3": int3,
+    "int2": int2,
+    "e4m0": e4m0,
     "e3m0": e3m0,
+    "e2m0": e2m0,
     "topk": TopK,
     "zstd": zstd,
 }
