@@ -4,7 +4,7 @@
     >>> topk(1 / 64) | int4 | zstd == parse("topk(1/64) | int4 | zstd")
     True
     >>> (topk(1 / 64) | int4).layout(1_000_000)
-    {'value.scale': (torch.float32, 245), 'value.code': (torch.uint8, 7813), 'index': (torch.int32, 15625)}
+    {'value.scale': (torch.float32, 245), 'value.code': (torch.uint8, 7813), 'index': (torch.uint8, 15626)}
 
 To add one: its file here, its line in `CODECS`, its example in tests/conformance/test_codecs.py.
 """
@@ -20,7 +20,7 @@ from thinwire.codecs.e3m0 import E3M0, e3m0
 from thinwire.codecs.feedback import ErrorFeedback, feedback
 from thinwire.codecs.integer import Integer, int4, int8
 from thinwire.codecs.precision import BF16, FP16, FP32, bf16, fp16, fp32
-from thinwire.codecs.topk import TopK, topk
+from thinwire.codecs.topk import TopK, topk, warmup_shares
 from thinwire.codecs.zstd import Zstd, zstd
 from thinwire.errors import ConfigError
 from thinwire.expressions import Words, evaluate
@@ -29,7 +29,7 @@ from thinwire.packet import Fields, Layout
 __all__ = [
     "BF16", "CODECS", "E3M0", "FP16", "FP32", "Chain", "Codec", "CodecCard", "ErrorFeedback", "Fields", "Integer",
     "Layout", "TopK", "Traits", "Zstd", "bf16", "describe", "e3m0", "feedback", "fp16", "fp32", "int4", "int8", "parse",
-    "require", "topk", "zstd",
+    "require", "topk", "warmup_shares", "zstd",
 ]  # fmt: skip
 
 #: Every codec by the name it has in expressions; called, an entry gives the codec.
