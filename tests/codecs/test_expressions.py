@@ -65,7 +65,7 @@ def test_what_an_expression_stands_for(expression: str, codec: Codec | Feedback)
         ("int8(64, block=64)", "int8 is given 'block' twice"),
         ("int8(64, 'nearest')", "int8 takes 1 options without their names, not 2"),
         ("fp32(1)", "fp32 takes 0 options without their names, not 1\n  expected  fp32 takes no options"),
-        ("topk", "topk needs 'share'\n  expected  topk takes share\n  mend      `thinwire codecs topk` shows"),
+        ("topk", "topk needs 'share'\n  expected  topk takes share, index, block\n  mend      `thinwire codecs topk`"),
         ("topk(1.5) | int4", "topk is to keep a share of 1.5"),
         ("topk(int4)", "topk is to keep a share of Integer(bits=4"),
         ("int8(block='x')", "int8 is to have blocks of 'x'"),
@@ -123,10 +123,10 @@ def test_cards(name: str) -> None:
 
 def test_cards_tell_options_and_size() -> None:
     assert describe("int8").signature == "int8(block=256, rounding='nearest')"
-    assert describe("topk").signature == "topk(share)"
+    assert describe("topk").signature == "topk(share, index='compact', block=None)"
     assert describe("fp32").signature == "fp32"
     assert describe("int4").bits_per_element == 4.5
-    assert describe("topk").bits_per_element == 1.0
+    assert describe("topk").bits_per_element == 8 * (4 * 15_625 + 15_626) / 1_000_000  # 32 bits and 8 an entry
     assert describe("topk").example == "topk(1/64)"
     assert "1809.07599" in describe("topk").source
     assert describe("topk").traits.wants_feedback

@@ -33,7 +33,10 @@ EXAMPLES: dict[str, list[str]] = {
     "e3m0": ["e3m0", "e3m0(block=32)", "e3m0(rounding='stochastic')"],
     "e2m0": ["e2m0", "e2m0(block=16, rounding='stochastic')"],
     "topk": ["topk(1/64)", "topk(0.3)", "topk(1)", "topk(1/16) | int4", "topk(1/2) | topk(1/4) | e3m0",
-             "topk(1/4) | int8(rounding='stochastic')"],
+             "topk(1/4) | int8(rounding='stochastic')", "topk(1/8, index='packed')", "topk(1/8, index='bitmap')",
+             "topk(1/8, index='elias_fano')", "topk(1/8, index='int32')", "topk(1/16, index='smallest')",
+             "topk(1/8, index='varint') | int4", "topk(0.1, block=64)",
+             "topk(1/8, block=256, index='smallest') | int8"],
     "layers": ["layers(topk(1/16))", "layers(topk(1/4) | int4 | zstd)", "layers(int4, small=0)"],
     "zstd": ["zstd", "bf16 | zstd(level=1)", "int8 | zstd(level=-5)", "topk(1/64) | int4 | zstd"],
 }  # fmt: skip

@@ -35,8 +35,14 @@ ENCODED: dict[str, tuple[str, torch.Tensor]] = {
     "e3m0": ("e3m0(block=8)", SHORT),
     "e2m0": ("e2m0(block=8)", SHORT),
     "e4m0": ("e4m0(block=8)", LONG),
-    "topk-int4-zstd": ("topk(1/4) | int4(block=8) | zstd", LONG),
-    "empty": ("topk(1/4) | e3m0", torch.zeros(0)),
+    "topk-int4-zstd": ("topk(1/4, index='int32') | int4(block=8) | zstd", LONG),
+    "empty": ("topk(1/4, index='int32') | e3m0", torch.zeros(0)),
+    "topk": ("topk(1/16)", LONG),
+    "topk-packed": ("topk(1/16, index='packed')", LONG),
+    "topk-bitmap": ("topk(1/16, index='bitmap')", LONG),
+    "topk-varint": ("topk(1/16, index='varint')", LONG),
+    "topk-elias-fano": ("topk(1/16, index='elias_fano')", LONG),
+    "topk-smallest": ("topk(1/4, index='smallest', block=16)", LONG),
 }
 
 

@@ -36,7 +36,7 @@ from thinwire.codecs.layers import Layers, layers
 from thinwire.codecs.log import Log, e2m0, e3m0, e4m0
 from thinwire.codecs.precision import BF16, FP16, FP32, bf16, fp16, fp32
 from thinwire.codecs.stages import Staged
-from thinwire.codecs.topk import TopK, topk
+from thinwire.codecs.topk import TopK, topk, warmup_shares
 from thinwire.codecs.whole import decode, encode
 from thinwire.codecs.zstd import Zstd, zstd
 from thinwire.errors import ConfigError
@@ -95,6 +95,7 @@ __all__ = [
     "parse",
     "require",
     "topk",
+    "warmup_shares",
     "zstd",
 ]
 
