@@ -219,8 +219,8 @@ def markdown(told: Mapping[str, Any], rows: Mapping[str, Row]) -> str:
         *told["skipped"],
         "",
         f"## Size and error\n\nReal tensors of a byte-level GPT of 0.9M parameters on {told['data']}, seed 0, at steps "
-        f"{', '.join(map(str, STEPS))}; normal: a million normal numbers. Error is `||x - C(x)||^2 / ||x||^2`; bits are "
-        "an element's, the median over the tensors, without the packet's header.\n",
+        f"{', '.join(map(str, STEPS))}; normal: a million normal numbers. Error is `||x - C(x)||^2 / ||x||^2`; bits "
+        "are an element's, the median over the tensors, without the packet's header.\n",
         _quality_table(rows),
         f"\n## Speed\n\n{told['mib']} MiB of normal float32 numbers, {told['repeats']} repeats, fewer where a codec is "
         f"slow: median (lowest to highest) of copy's time over the codec's. A copy took "
