@@ -28,6 +28,7 @@ EXAMPLES: dict[str, list[str]] = {
     "e3m0": ["e3m0", "e3m0(block=32)", "e3m0(rounding='stochastic')"],
     "topk": ["topk(1/64)", "topk(0.3)", "topk(1)", "topk(1/16) | int4", "topk(1/2) | topk(1/4) | e3m0",
              "topk(1/4) | int8(rounding='stochastic')"],
+    "layers": ["layers(topk(1/16))", "layers(topk(1/4) | int4 | zstd)", "layers(int4, small=0)"],
     "zstd": ["zstd", "bf16 | zstd(level=1)", "int8 | zstd(level=-5)", "topk(1/64) | int4 | zstd"],
 }  # fmt: skip
 CODEC_EXPRESSIONS = [expression for expressions in EXAMPLES.values() for expression in expressions]

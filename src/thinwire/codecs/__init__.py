@@ -13,13 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from thinwire.codecs.base import Codec, Traits, require
+from thinwire.codecs.base import Codec, Shapes, Traits, require
+from thinwire.codecs.budget import Budget, budget
 from thinwire.codecs.cards import CodecCard, card
 from thinwire.codecs.chain import Chain
 from thinwire.codecs.e3m0 import E3M0, e3m0
-from thinwire.codecs.feedback import ErrorFeedback, feedback
+from thinwire.codecs.feedback import FEEDBACK, ErrorFeedback, Feedback, feedback
 from thinwire.codecs.integer import Integer, int4, int8
+from thinwire.codecs.layers import Layers, layers
 from thinwire.codecs.precision import BF16, FP16, FP32, bf16, fp16, fp32
+from thinwire.codecs.stages import Staged
 from thinwire.codecs.topk import TopK, topk
 from thinwire.codecs.zstd import Zstd, zstd
 from thinwire.errors import ConfigError
@@ -27,9 +30,43 @@ from thinwire.expressions import Words, evaluate
 from thinwire.packet import Fields, Layout
 
 __all__ = [
-    "BF16", "CODECS", "E3M0", "FP16", "FP32", "Chain", "Codec", "CodecCard", "ErrorFeedback", "Fields", "Integer",
-    "Layout", "TopK", "Traits", "Zstd", "bf16", "describe", "e3m0", "feedback", "fp16", "fp32", "int4", "int8", "parse",
-    "require", "topk", "zstd",
+    "BF16",
+    "CODECS",
+    "E3M0",
+    "FEEDBACK",
+    "FP16",
+    "FP32",
+    "STAGED",
+    "Budget",
+    "Chain",
+    "Codec",
+    "CodecCard",
+    "ErrorFeedback",
+    "Feedback",
+    "Fields",
+    "How",
+    "Integer",
+    "Layers",
+    "Layout",
+    "Shapes",
+    "Staged",
+    "TopK",
+    "Traits",
+    "Zstd",
+    "bf16",
+    "budget",
+    "describe",
+    "e3m0",
+    "feedback",
+    "fp16",
+    "fp32",
+    "int4",
+    "int8",
+    "layers",
+    "parse",
+    "require",
+    "topk",
+    "zstd",
 ]  # fmt: skip
 
 #: Every codec by the name it has in expressions; called, an entry gives the codec.
@@ -41,21 +78,36 @@ CODECS: Mapping[str, Callable[..., Codec]] = {
     "int4": int4,
     "e3m0": e3m0,
     "topk": TopK,
+    "layers": layers,
     "zstd": zstd,
 }
 
-_NAMES: Mapping[str, Callable[..., Codec | ErrorFeedback]] = {**CODECS, "feedback": feedback}
+#: Rounds of several exchanges, by the name they have in expressions.
+STAGED: Mapping[str, Callable[..., Staged]] = {
+    "budget": budget,
+}
+
+#: How a vector is written: the answer to one of a round's six questions.
+How = Codec | Staged | Feedback
+
+_NAMES: Mapping[str, Callable[..., How]] = {**CODECS, **STAGED, **FEEDBACK}
 _WORDS = Words("codec", _NAMES, "topk(1/64) | int4 | zstd or feedback(int4(block=128))", "`thinwire codecs {}`")
-_SHOWN = {"topk": "topk(1/64)", "feedback": "feedback(topk(1/64))"}  # those that cannot be shown by their name alone
+#: What stands for those that cannot be shown by their name alone.
+_SHOWN = {
+    "topk": "topk(1/64)",
+    "layers": "layers(topk(1/64))",
+    "budget": "budget(topk(1/256), topk(1/64), topk(1/16))",
+    "feedback": "feedback(topk(1/64))",
+}
 
 
-def parse(expression: str) -> Codec | ErrorFeedback:
+def parse(expression: str) -> How:
     """The codec an expression stands for: "topk(1/64) | int4", "feedback(topk(1/64))", "int8(block=512)".
 
     raises  ConfigError naming what is unknown, and what there is
     """
     parsed = evaluate(expression, _WORDS)
-    if not isinstance(parsed, Codec | ErrorFeedback):
+    if not isinstance(parsed, Codec | Staged | Feedback):
         raise ConfigError(
             f"{expression!r} is no codec",
             expected="one of " + ", ".join(sorted(_NAMES)) + ", or several joined with |",
@@ -74,5 +126,5 @@ def describe(name: str) -> CodecCard:
         parse(name)  # refuses it, in the words for unknown names
         raise ConfigError(f"{name!r} is an expression", expected="one codec's name", mend="leave its options out")
     parsed = parse(example)
-    codec = parsed.codec if isinstance(parsed, ErrorFeedback) else parsed
+    codec = parsed.codec if isinstance(parsed, Feedback) else parsed
     return card(name, _NAMES[name], type(parsed), codec, example)

@@ -18,7 +18,7 @@ import torch
 import zstandard
 from torch import Tensor
 
-from thinwire.codecs.base import Codec, Traits, require
+from thinwire.codecs.base import Codec, Shapes, Traits, require
 from thinwire.codecs.precision import fp32
 from thinwire.errors import ConfigError, PacketError
 from thinwire.packet import Fields, Layout
@@ -80,6 +80,12 @@ class Zstd(Codec):
         require(fields, self.layout(n), exact=False)
         due = self.inner.layout(n)
         return self.inner.decode({name: _unfold(name, fields[name], *due[name]) for name in due}, n, key)
+
+    def fit(self, shapes: Shapes) -> Codec:
+        return replace(self, inner=self.inner.fit(shapes))
+
+    def part(self, begin: int, end: int) -> Codec:
+        return replace(self, inner=self.inner.part(begin, end))
 
     def contraction(self, n: int) -> float | None:
         return self.inner.contraction(n)
