@@ -1,11 +1,11 @@
 """The codecs that codecs.py and codec_training.py run over: a new one needs a line here, and has one without options.
 
-A codec of the table `thinwire.codecs.CODECS` that no line names is run as `thinwire codecs` shows it.
+What stands in the tables of thinwire.codecs and is named by no line is run as `thinwire codecs` shows it.
 """
 
 from __future__ import annotations
 
-from thinwire.codecs import CODECS, Codec, describe, parse
+from thinwire.codecs import CODECS, FEEDBACK, STAGED, Codec, Shapes, describe, parse
 
 EXAMPLES = (
     "fp32",
@@ -27,14 +27,12 @@ EXAMPLES = (
 
 
 def expressions() -> list[str]:
-    """Every example, then every codec that none of them begins with."""
+    """Every example, then every other name there is, as `thinwire codecs` shows it."""
     begun = {example.split("|")[0].split("(")[0].strip() for example in EXAMPLES}
-    return [*EXAMPLES, *(describe(name).example for name in CODECS if name not in begun)]
+    return [*EXAMPLES, *(describe(name).example for name in [*CODECS, *STAGED, *FEEDBACK] if name not in begun)]
 
 
-def fitted(expression: str, shapes: tuple[tuple[int, ...], ...]) -> Codec:
-    """The codec itself, without the feedback that may be around it, fitted to the shapes that a vector is made of."""
+def fitted(expression: str, shapes: Shapes) -> Codec | None:
+    """The codec for a vector that is made of parameters of these shapes; None for what needs other members or memory."""
     parsed = parse(expression)
-    codec = parsed if isinstance(parsed, Codec) else parsed.codec
-    fit = getattr(codec, "fit", None)
-    return codec if fit is None else fit(shapes)
+    return parsed.fit(shapes) if isinstance(parsed, Codec) else None
