@@ -292,15 +292,15 @@ def test_error_memories_of_another_member_or_group_are_not_taken_over():
             return sync.state_dict()
 
     saved = run(2, save)
-    assert saved[0]["fragments"][0]["residuals"][0] is not None
+    assert saved[0]["fragments"][0]["carried"]["own"]
 
     def load(states, link):
         model = make_model()
         with thinwire.synchronize(model, adamw(model), method, link) as sync:
             sync.load_state_dict(states[link.rank])
-            return sync.state_dict()["fragments"][0]["residuals"][0]
+            return sync.state_dict()["fragments"][0]["carried"]["own"].get("residual")
 
     own = run(2, lambda link: load(saved, link))
-    assert torch.equal(own[0], saved[0]["fragments"][0]["residuals"][0])
+    assert torch.equal(own[0], saved[0]["fragments"][0]["carried"]["own"]["residual"])
     assert run(2, lambda link: load([saved[0], saved[0]], link))[1] is None
     assert run(3, lambda link: load([saved[0], saved[1], saved[0]], link)) == [None] * 3

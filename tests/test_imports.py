@@ -16,9 +16,11 @@ SOURCE = Path(__file__).parents[1] / "src" / "thinwire"
 FLOORS: list[set[str]] = [
     {"version", "errors"},
     {"packet", "randomness", "units", "expressions"},
-    {"codecs", "aggregators", "links"},
+    {"aggregators", "links"},
+    {"codecs"},
     {"schedules", "payloads", "topologies", "outer", "fragments"},
-    {"method", "collectives"},
+    {"method", "ways"},
+    {"collectives"},
     {"methods", "rounds", "handshake", "buffers"},
     {"snapshot"},
     {"synchronizer"},

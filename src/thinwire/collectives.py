@@ -1,14 +1,8 @@
 """Rounds of packets over any link: how contributions are combined and how members make sure of the result.
 
-Which way a round goes follows from what its parts declare, never from their names:
-
-    all-reduce       linear codec, rule that needs sums: codes are added as they are, and decoded once
-    scatter-gather   codec that may be applied twice, rule that needs coordinates or sums: each member combines one
-                     shard of all contributions and sends the result, encoded again, to all
-    gather           everything else, and groups of two: everybody gets all contributions and combines them itself
-
-Contributions are combined in ascending order of rank, and a member applies the decoded form of what it sent, so all
-members hold the same bits afterwards, whatever the link.
+A round follows its route: a group combines directly (ways.py), a tree of islands group by group. What feedback and
+stages remember goes in and comes out, and takes effect only if the verdict at the end finds that all members hold the
+same result.
 """
 
 from __future__ import annotations
@@ -16,26 +10,27 @@ from __future__ import annotations
 import itertools
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from thinwire.aggregators import Aggregator, WeightedMean
-from thinwire.codecs import ErrorFeedback
+from thinwire.aggregators import WeightedMean
+from thinwire.codecs import Feedback
 from thinwire.codecs.base import Codec
-from thinwire.codecs.precision import FP32
+from thinwire.codecs.feedback import Place
+from thinwire.codecs.stages import Exchanged, Result, Stage, Staged, Tensors
 from thinwire.errors import PacketError, StateMismatch
 from thinwire.fragments import digest
 from thinwire.links.base import Channel
-from thinwire.packet import Fields, Flag, Header, Kind, Layout, Packet, check, read, wire_bytes
+from thinwire.packet import Flag, Kind, Layout, Packet, check, read, wire_bytes
 from thinwire.randomness import mix
 from thinwire.topologies import Group, Route, Tree
+from thinwire.ways import Exchange, Leg, Outcome, Work, carry, decode_all, merge, others_of, rows_of
 
 _log = logging.getLogger("thinwire")
 
-_ALIGN = 256  # shards begin at multiples of this many elements, so that blocks of a quantiser are rarely cut
 #: Why a round that was carried out to its end changes nothing.
 NOBODY_FINITE = "no member had finite values to contribute"
 OVERFLOW = "each member's values are finite, but not what they combine to"
@@ -45,35 +40,19 @@ _ATTEMPTS = 3  # a round with a damaged packet is sent again this often before i
 
 
 @dataclass(frozen=True)
-class Exchange:
-    """Everything a round needs beside the vectors.
+class Carried:
+    """What feedback and stages remember from round to round.
 
-    ranks of `route` are the members that combine; `witnesses` those whose results must agree at the end
+    own      this member's: what feedback still owes
+    dropped  this member's: what the second encoding dropped of the shard that it combines, by number of the stage
+    shared   alike on all members: feedback's
+    stages   alike on all members: a staged codec's
     """
 
-    channel: Channel
-    rank: int
-    route: Route
-    witnesses: tuple[int, ...]
-    codec: Codec
-    feedback: ErrorFeedback | None
-    aggregator: Aggregator
-    header: Header
-    key: int
-    now: Callable[[], float]
-
-    @property
-    def what(self) -> str:
-        """The round in words."""
-        return f"round {self.header.round}, fragment {self.header.fragment}"
-
-
-@dataclass(frozen=True)
-class Residuals:
-    """What a lossy codec dropped and feedback keeps: of the member's own vector, and of the shard it combines."""
-
-    own: Tensor | None = None
-    shard: Tensor | None = None
+    own: Tensors = field(default_factory=dict)
+    dropped: Tensors = field(default_factory=dict)
+    shared: Tensors = field(default_factory=dict)
+    stages: Tensors = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -81,69 +60,28 @@ class Combined:
     """The end of a round on one member.
 
     update      [n], or None if the round is not to be committed
-    residuals   to be remembered if it is
+    carried     to be remembered if it is
     ranks       members that took part with finite values
     reason      why it is not to be committed
     encode_s, job_s  seconds spent encoding, decoding and merging; from first to last
     """
 
     update: Tensor | None
-    residuals: Residuals
+    carried: Carried
     ranks: tuple[int, ...] = ()
     reason: str = ""
     encode_s: float = 0.0
     job_s: float = 0.0
 
 
-@dataclass
-class _Work:
-    """One attempt at a round: the exchange, and the clock that tells coding from waiting."""
-
-    ex: Exchange
-    coding_s: float = 0.0
-    faults: list[str] = field(default_factory=list)
-
-    def swap(
-        self, outgoing: Mapping[int, Packet], expected: Mapping[int, Header], codec: str, layout: Mapping[int, Layout],
-        sizes: Mapping[int, int],
-    ) -> dict[int, Packet | None]:  # fmt: skip
-        """Exchange packets; one that is not what was due is None, and remembered as a fault."""
-        unique = {id(packet): packet for packet in outgoing.values()}  # one that goes to all is written once
-        written = {name: packet.to_bytes() for name, packet in unique.items()}
-        waited = self.ex.now()
-        arrived = self.ex.channel.exchange(
-            {rank: written[id(packet)] for rank, packet in outgoing.items()},
-            {rank: wire_bytes(codec, layout[rank]) for rank in expected},
-            self.ex.what,
-        )
-        self.coding_s -= self.ex.now() - waited
-        return {
-            rank: self._read(arrived[rank], header, codec, sizes[rank]) for rank, header in sorted(expected.items())
-        }
-
-    def _read(self, buffer: Tensor, header: Header, codec: str, n: int) -> Packet | None:
-        try:
-            return check(read(buffer), header=header, codec=codec, n=n)
-        except PacketError as error:
-            self.faults.append(f"member {header.sender}: {error.wrong}")
-            return None
-
-    def decode(self, packet: Packet, codec: Codec, n: int, key: int, device: torch.device) -> Tensor | None:
-        try:
-            return codec.decode({name: value.to(device) for name, value in packet.fields.items()}, n, key)
-        except PacketError as error:
-            self.faults.append(f"member {packet.header.sender}: {error.wrong}")
-            return None
-
-
-def combine(ex: Exchange, x: Tensor, weight: float, residuals: Residuals, shared: Tensor | None) -> Combined:
+def combine(ex: Exchange, x: Tensor, weight: float, carried: Carried, shared: Tensor | None) -> Combined:
     """A member's whole round, from its vector to a result that all witnesses hold. Runs beside the compute.
 
-    x          [n] what this member sends; if it is not finite the member abstains, and takes part without it
-    weight     of the contribution; with 0 it is left out, though the member takes part
-    residuals  from the last round
-    shared     [n] state that all witnesses should hold alike, compared with the result; None compares the result alone
-    raises     PeerLost, StateMismatch; a round that failed without a loss of members comes back with `update=None`
+    x        [n] what this member sends; if it is not finite the member abstains, and takes part without it
+    weight   of the contribution; with 0 it is left out, though the member takes part
+    carried  from the last round
+    shared   [n] state that all witnesses should hold alike, compared with the result; None compares the result alone
+    raises   PeerLost, StateMismatch; a round that failed without a loss of members comes back with `update=None`
     """
     start = ex.now()
     abstains = not _finite(x)
@@ -153,154 +91,101 @@ def combine(ex: Exchange, x: Tensor, weight: float, residuals: Residuals, shared
     reasons: list[str] = []
     coding_s = 0.0
     for _ in range(_ATTEMPTS):
-        work = _Work(ex)
+        work = Work(ex)
         began = ex.now()
-        update, after = _along(work, ex.route, x, weight, abstains, residuals)
+        update, after = _along(work, ex.route, x, weight, abstains, carried)
         work.coding_s += ex.now() - began
         coding_s += work.coding_s
         present = _verdict(work, update, shared, abstains)
-        if present is not None and not present:
-            return Combined(None, residuals, reason=NOBODY_FINITE, encode_s=coding_s, job_s=ex.now() - start)
-        if present is not None and update is None:  # nobody failed, nobody abstained, nothing came: weights of 0
-            return Combined(None, residuals, present, NO_SAMPLES, encode_s=coding_s, job_s=ex.now() - start)
-        if present is not None and update is not None and len(present) > 1 and not _finite(update):
-            return Combined(None, residuals, reason=OVERFLOW, encode_s=coding_s, job_s=ex.now() - start)
-        if present is not None and update is not None:
-            kept = residuals if abstains or weight == 0 else after
-            return Combined(update, kept, present, encode_s=coding_s, job_s=ex.now() - start)
+        if present is not None:
+            ended = _ended(ex, update, carried, after, present)
+            return replace(ended, encode_s=coding_s, job_s=ex.now() - start)
         reasons = work.faults or ["another member received a damaged packet"]
         _log.warning("%s: sent again, because of %s", ex.what, "; ".join(reasons))
     reason = f"given up after {_ATTEMPTS} attempts: " + "; ".join(reasons)
-    return Combined(None, residuals, reason=reason, encode_s=coding_s, job_s=ex.now() - start)
+    return Combined(None, carried, reason=reason, encode_s=coding_s, job_s=ex.now() - start)
+
+
+def _ended(ex: Exchange, update: Tensor | None, before: Carried, after: Carried, present: tuple[int, ...]) -> Combined:
+    """A round in which nothing was damaged: what it comes to, the same on all members."""
+    if not present:
+        return Combined(None, before, reason=NOBODY_FINITE)
+    if update is None:  # nobody failed, not all abstained, nothing came: weights of 0
+        return Combined(None, before, present, NO_SAMPLES)
+    shared = before.shared
+    if isinstance(ex.how, Feedback):
+        update, shared = ex.how.receive(update, shared, ex.how.share(present, ex.witnesses))
+    if len(present) > 1 and not _finite(update):
+        return Combined(None, before, reason=OVERFLOW)
+    return Combined(update, replace(after, shared=shared), present)
 
 
 def _along(
-    work: _Work, route: Route, x: Tensor, weight: float, abstains: bool, residuals: Residuals
-) -> tuple[Tensor | None, Residuals]:
+    work: Work, route: Route, x: Tensor, weight: float, abstains: bool, carried: Carried
+) -> tuple[Tensor | None, Carried]:
     """Follow a route. The result is None if a packet was damaged or nobody contributed."""
     if isinstance(route, Tree):
-        return _tree(work, route, x, weight, abstains, residuals)
-    codec, needs = work.ex.codec, work.ex.aggregator.needs
-    if len(route.ranks) > 2 and codec.traits.linear and needs == "sum":
-        return _all_reduce(work, route, x, weight, abstains, residuals)
-    if len(route.ranks) > 2 and codec.traits.reencodes and needs != "rows":
-        return _scatter_gather(work, route, x, weight, abstains, residuals, codec, work.ex.feedback)
-    return _gather(work, route, x, weight, abstains, residuals)
+        return _tree(work, route, x, weight, abstains, carried)
+    how = work.ex.how
+    if not isinstance(how, Feedback):
+        update, _, after = _through(work, route, how, x, weight, abstains, carried, keeps=0.0)
+        return update, after
+    place = Place(work.ex.rank, route.ranks)
+    target, held = how.prepare(x, carried.own, carried.shared, place)
+    given = how.weight(place)
+    weight = weight if given is None else given
+    update, sent, after = _through(work, route, how.codec, target, weight, abstains, carried, keeps=how.keeps)
+    if update is None or sent is None or abstains or weight == 0:  # nothing of this member's was counted
+        return update, after
+    return update, replace(after, own=how.commit(target, held, sent))
 
 
-def _gather(
-    work: _Work, route: Group, x: Tensor, weight: float, abstains: bool, residuals: Residuals
-) -> tuple[Tensor | None, Residuals]:
-    """Everybody sends its contribution to all and combines all of them."""
-    ex, n = work.ex, x.numel()
-    fields, own = _encode(ex, x, residuals.own, mix(ex.key, 0, ex.rank))
-    header = replace(ex.header, sender=ex.rank, weight=weight, flags=Flag.ABSTAINS if abstains else 0)
-    packet = Packet(ex.codec.spec, n, fields, header)
-    others = _others(route.ranks, ex.rank)
-    arrived = work.swap(
-        dict.fromkeys(others, packet),
-        {rank: replace(ex.header, sender=rank) for rank in others},
-        ex.codec.spec,
-        dict.fromkeys(others, ex.codec.layout(n)),
-        dict.fromkeys(others, n),
-    )
-    keys = {sender: mix(ex.key, 0, sender) for sender in route.ranks}
-    rows = _rows(work, {**arrived, ex.rank: packet}, ex.codec, n, keys, x.device)
-    update = None if rows is None else _merge(ex.aggregator, *rows)
-    return update, Residuals(own, residuals.shard)
+def _through(
+    work: Work, route: Group, how: Codec | Staged, x: Tensor, weight: float, abstains: bool, carried: Carried, *,
+    keeps: float,
+) -> tuple[Tensor | None, Tensor | None, Carried]:  # fmt: skip
+    """Take a vector through a group: in one exchange, or in as many as a staged codec asks for.
 
+    A stage of which nothing comes, here or everywhere, is answered with zeros, so that all go through all of them.
 
-def _scatter_gather(
-    work: _Work, route: Group, x: Tensor, weight: float, abstains: bool, residuals: Residuals, codec: Codec,
-    feedback: ErrorFeedback | None,
-) -> tuple[Tensor | None, Residuals]:  # fmt: skip
-    """Each member combines one shard; everybody collects the combined shards."""
-    ex, ranks = work.ex, route.ranks
-    bounds = shards(x.numel(), len(ranks))
-    sizes = dict(zip(ranks, (end - begin for begin, end in bounds), strict=True))
-    target = x if feedback is None or residuals.own is None else x + feedback.decay * residuals.own
-    header = replace(ex.header, sender=ex.rank, weight=weight, flags=Flag.ABSTAINS if abstains else 0)
-    packets = {
-        rank: Packet(codec.spec, sizes[rank], codec.encode(target[begin:end], mix(ex.key, 0, ex.rank, rank)), header)
-        for rank, (begin, end) in zip(ranks, bounds, strict=True)
-    }
-    mine = sizes[ex.rank]
-    others = _others(ranks, ex.rank)
-    arrived = work.swap(
-        {rank: packets[rank] for rank in others if sizes[rank]},
-        {rank: replace(ex.header, sender=rank) for rank in others if mine},
-        codec.spec,
-        dict.fromkeys(others, codec.layout(mine)),
-        dict.fromkeys(others, mine),
-    )
-    keys = {sender: mix(ex.key, 0, sender, ex.rank) for sender in ranks}
-    rows = _rows(work, {**arrived, ex.rank: packets[ex.rank]}, codec, mine, keys, x.device) if mine else None
-    merged = None if rows is None else _merge(ex.aggregator, *rows)
-    failed = mine > 0 and rows is None
-    result, shard = _again(ex, codec, feedback, merged, mine, x, residuals.shard, failed)
-    collected = work.swap(
-        dict.fromkeys(others, result) if mine else {},
-        {rank: replace(ex.header, kind=Kind.RESULT, sender=rank) for rank in others if sizes[rank]},
-        codec.spec,
-        {rank: codec.layout(sizes[rank]) for rank in others},
-        sizes,
-    )
-    update = _joined(work, {**collected, ex.rank: result}, codec, sizes, x)
-    own = None if feedback is None else target - _decoded(ex, packets, codec, sizes)
-    return update, Residuals(own, shard)
+    returns  what came of it, what was sent (if `work.ex.how` is feedback), and what is carried on but for `own`
+    """
+    ex, dropped = work.ex, dict(carried.dropped)
 
+    def exchange(number: int, stage: Stage) -> Outcome:
+        rule, key = stage.rule or ex.aggregator, mix(ex.key, 5, number) if number else ex.key
+        weighs = weight if rule.weighs else 1.0
+        leg = Leg(
+            stage.codec, rule, stage.vector, weighs, abstains, key, tells=isinstance(ex.how, Feedback | Staged),
+            keeps=keeps, dropped=dropped.get(str(number)), tracks=isinstance(ex.how, Feedback) and ex.how.tracks,
+        )  # fmt: skip
+        outcome = carry(work, route, leg)
+        if outcome.dropped is not None:
+            dropped[str(number)] = outcome.dropped
+        return outcome
 
-def _again(
-    ex: Exchange, codec: Codec, feedback: ErrorFeedback | None, merged: Tensor | None, n: int, like: Tensor,
-    residual: Tensor | None, failed: bool,
-) -> tuple[Packet, Tensor | None]:  # fmt: skip
-    """The combined shard encoded for everyone, and what that second encoding dropped."""
-    flags = Flag.FAILED if failed else Flag.ABSTAINS if merged is None else 0
-    vector = like.new_zeros(n) if merged is None else merged
-    key = mix(ex.key, 1, ex.rank)
-    if feedback is None:
-        fields: Fields = codec.encode(vector, key)
-    else:
-        fields, residual = feedback.encode(vector, residual, key)
-    header = replace(ex.header, kind=Kind.RESULT, sender=ex.rank, flags=flags)
-    return Packet(codec.spec, n, fields, header), residual
-
-
-def _joined(
-    work: _Work, packets: Mapping[int, Packet | None], codec: Codec, sizes: Mapping[int, int], like: Tensor
-) -> Tensor | None:
-    """The combined shards in order; None if one is missing, failed, or empty because all abstained."""
-    parts = []
-    for rank in sizes:
-        if not sizes[rank]:
-            continue
-        packet = packets.get(rank)
-        if packet is None or packet.header.flags:
-            return None
-        part = work.decode(packet, codec, sizes[rank], mix(work.ex.key, 1, rank), like.device)
-        if part is None:
-            return None
-        parts.append(part)
-    return torch.cat(parts) if parts else like.new_zeros(0)
-
-
-def _all_reduce(
-    work: _Work, route: Group, x: Tensor, weight: float, abstains: bool, residuals: Residuals
-) -> tuple[Tensor | None, Residuals]:
-    """Add codes and decode the sum: all members encode with one key, so that codes mean the same."""
-    ex, n = work.ex, x.numel()
-    key = mix(ex.key, 2)
-    fields, own = _encode(ex, x, residuals.own, key)
-    (name, code), *rest = fields.items()
-    assert not rest, "a linear codec writes one field"
-    summed, _ = _scatter_gather(work, route, code, weight, abstains, Residuals(), FP32(), None)
-    update = None if summed is None else ex.codec.decode({name: summed}, n, key)
-    return update, Residuals(own, residuals.shard)
+    if isinstance(how, Codec):
+        outcome = exchange(0, Stage(x, how))
+        return outcome.combined, outcome.sent, replace(carried, dropped=dropped)
+    run, came = how.run(x, carried.stages, mix(ex.key, 6)), True
+    stage = next(run)
+    for number in itertools.count():
+        outcome = exchange(number, stage)
+        came &= outcome.combined is not None
+        blank = torch.zeros_like(stage.vector)
+        combined, sent = (blank if value is None else value for value in (outcome.combined, outcome.sent))
+        try:
+            stage = run.send(Exchanged(combined, sent))
+        except StopIteration as end:
+            result: Result = end.value
+            break
+    after = replace(carried, dropped=dropped, stages=result.shared)
+    return (result.update if came else None), result.sent, after
 
 
 def _tree(
-    work: _Work, tree: Tree, x: Tensor, weight: float, abstains: bool, residuals: Residuals
-) -> tuple[Tensor | None, Residuals]:
+    work: Work, tree: Tree, x: Tensor, weight: float, abstains: bool, carried: Carried
+) -> tuple[Tensor | None, Carried]:
     """Islands combine at their leaders, leaders combine among themselves, and pass the result on.
 
     A mean of means is the members' mean only in proportion to what is behind each: hence WeightedMean at every level.
@@ -317,8 +202,8 @@ def _tree(
         due = {leader: replace(ex.header, kind=Kind.RESULT, sender=leader)}
         got = work.swap({}, due, codec.spec, {leader: codec.layout(n)}, {leader: n})[leader]
         if got is None or got.header.flags:
-            return None, residuals
-        return work.decode(got, codec, n, mix(ex.key, 4, leader), x.device), residuals
+            return None, carried
+        return work.decode(got, codec, n, mix(ex.key, 4, leader), x.device), carried
     arrived = work.swap(
         {},
         {rank: replace(ex.header, sender=rank) for rank in followers},
@@ -327,13 +212,14 @@ def _tree(
         dict.fromkeys(followers, n),
     )
     keys = {sender: mix(ex.key, 3, sender) for sender in island}
-    rows = _rows(work, {**arrived, leader: packet}, codec, n, keys, x.device)
-    failed = rows is None
+    read_of = decode_all(work, {**arrived, leader: packet}, codec, n, keys, x.device)
+    failed = read_of is None
     merged, total = None, weight
-    if rows is not None:
-        merged, total = _merge(rule, *rows), float(rows[1].sum()) if len(rows[1]) else weight
+    if read_of is not None:
+        rows, weights = rows_of(read_of.values(), x)
+        merged, total = merge(rule, rows, weights), float(weights.sum()) if len(weights) else weight
     update, after = _along(
-        work, tree.between, torch.zeros_like(x) if merged is None else merged, total, merged is None, residuals
+        work, tree.between, torch.zeros_like(x) if merged is None else merged, total, merged is None, carried
     )
     flags = Flag.FAILED if failed or update is None else 0
     vector = torch.zeros_like(x) if update is None else update
@@ -344,14 +230,14 @@ def _tree(
     return (None if flags else codec.decode(fields, n, key)), after
 
 
-def _verdict(work: _Work, update: Tensor | None, shared: Tensor | None, abstains: bool) -> tuple[int, ...] | None:
+def _verdict(work: Work, update: Tensor | None, shared: Tensor | None, abstains: bool) -> tuple[int, ...] | None:
     """Compare what all witnesses hold, before anybody commits.
 
     returns  ranks whose values were finite; None if somebody's packet was damaged, so that nobody commits
     raises   StateMismatch naming the members in the minority; PacketError if a verdict itself is damaged
     """
     ex = work.ex
-    others = _others(ex.witnesses, ex.rank)
+    others = others_of(ex.witnesses, ex.rank)
     if not others:
         return () if abstains else (ex.rank,)
     own = digest(*(tensor for tensor in (update, shared) if tensor is not None))
@@ -403,7 +289,7 @@ def gather_packets(
     layout  an upper bound of the fields' sizes
     raises  PacketError, PeerLost
     """
-    others = _others(tuple(ranks), rank)
+    others = others_of(tuple(ranks), rank)
     most = wire_bytes(packet.codec, layout)
     arrived = channel.exchange(dict.fromkeys(others, packet.to_bytes()), dict.fromkeys(others, most), what)
     found = {rank: packet}
@@ -413,60 +299,6 @@ def gather_packets(
     return dict(sorted(found.items()))
 
 
-def shards(n: int, count: int) -> list[tuple[int, int]]:
-    """[begin, end) of each of `count` shards of n elements, as even as whole blocks of 256 allow; some may be empty."""
-    blocks = -(-n // _ALIGN)
-    edges = [min(n, blocks * index // count * _ALIGN) for index in range(count + 1)]
-    return list(itertools.pairwise(edges))
-
-
-def _encode(ex: Exchange, x: Tensor, residual: Tensor | None, key: int) -> tuple[Fields, Tensor | None]:
-    if ex.feedback is None:
-        return ex.codec.encode(x, key), residual
-    return ex.feedback.encode(x, residual, key)
-
-
-def _decoded(ex: Exchange, packets: Mapping[int, Packet], codec: Codec, sizes: Mapping[int, int]) -> Tensor:
-    """What others read of a member's shards, in order.  [n]"""
-    keys = {owner: mix(ex.key, 0, ex.rank, owner) for owner in packets}
-    return torch.cat([codec.decode(packet.fields, sizes[rank], keys[rank]) for rank, packet in packets.items()])
-
-
-def _rows(
-    work: _Work, packets: Mapping[int, Packet | None], codec: Codec, n: int, keys: Mapping[int, int],
-    device: torch.device,
-) -> tuple[Tensor, Tensor] | None:  # fmt: skip
-    """Contributions in ascending order of rank and their weights; None if one was damaged; empty if all abstain.
-
-    keys  what each sender encoded with
-    """
-    rows, weights = [], []
-    for sender, packet in sorted(packets.items()):
-        if packet is None:
-            return None
-        row = work.decode(packet, codec, n, keys[sender], device)
-        if row is None:
-            return None
-        if not packet.header.flags & Flag.ABSTAINS and packet.header.weight > 0:
-            rows.append(row)
-            weights.append(packet.header.weight)
-    if len(rows) == 1:
-        stacked = rows[0].unsqueeze(0)  # no copy
-    else:
-        stacked = torch.stack(rows) if rows else torch.zeros(0, n, device=device)
-    return stacked, torch.tensor(weights, dtype=torch.float64)
-
-
 def _finite(x: Tensor) -> bool:
     """Whether all elements are. A finite sum proves it in one pass; only a sum that is not asks for a closer look."""
     return bool(x.sum().isfinite()) or bool(x.isfinite().all())
-
-
-def _merge(aggregator: Aggregator, rows: Tensor, weights: Tensor) -> Tensor | None:
-    return aggregator.combine(rows, weights) if len(rows) else None
-
-
-def _others(ranks: tuple[int, ...], rank: int) -> tuple[int, ...]:
-    """The other ranks, starting after our own, so that not everybody sends to the same member first."""
-    at = ranks.index(rank)
-    return ranks[at + 1 :] + ranks[:at]

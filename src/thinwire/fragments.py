@@ -35,6 +35,10 @@ class Fragments:
         """Elements of each fragment."""
         return tuple(sum(p.numel() for _, p in part) for part in self._parts)
 
+    def shapes(self, fragment: int) -> tuple[tuple[int, ...], ...]:
+        """Shapes of a fragment's parameters, in the order of its vector."""
+        return tuple(tuple(p.shape) for _, p in self._parts[fragment])
+
     def names(self, fragment: int) -> tuple[str, ...]:
         """Parameters of a fragment, in the order of its vector."""
         return tuple(name for name, _ in self._parts[fragment])

@@ -54,6 +54,16 @@ def agree(link: Link, facts: Mapping[str, str]) -> int:
     return int.from_bytes(hashlib.blake2b(whole, digest_size=8).digest(), "little")
 
 
+def all_of(link: Link, holds: bool) -> bool:
+    """Whether something holds on every member; all members call it."""
+    packet = Packet(
+        "flag", 0, {"holds": torch.tensor([holds], dtype=torch.uint8)}, Header(kind=Kind.HELLO, sender=link.rank)
+    )
+    channel = link.open("handshake")
+    found = gather_packets(channel, link.rank, link.members, packet, {"holds": (torch.uint8, 1)}, "the handshake")
+    return all(bool(packet.fields["holds"].all()) for packet in found.values())
+
+
 def broadcast(model: nn.Module, link: Link) -> None:
     """Give all members member 0's parameters and buffers, bit for bit; all members call it.
 

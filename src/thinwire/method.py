@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from thinwire.aggregators import Aggregator, Mean
-from thinwire.codecs import ErrorFeedback
+from thinwire.codecs import ErrorFeedback, Feedback, How, Staged
 from thinwire.codecs.base import Codec
 from thinwire.codecs.precision import FP32
 from thinwire.errors import ConfigError
@@ -21,31 +21,31 @@ from thinwire.topologies import Everyone, Islands, Topology
 class Method:
     """When, what, how, to whom, merged how, and then.
 
-    A codec that needs error feedback (see its traits) is wrapped in it here; ErrorFeedback(codec, decay=0) is the way
-    to go without.
+    A codec that needs error feedback (see its traits) is wrapped in the classic one here; another scheme is wrapped by
+    hand, and ErrorFeedback(codec, decay=0) is the way to go without.
     """
 
     schedule: Schedule = field(default_factory=Every)
     payload: Payload = field(default_factory=Gradient)
-    codec: Codec | ErrorFeedback = field(default_factory=FP32)
+    codec: How = field(default_factory=FP32)
     topology: Topology = field(default_factory=Everyone)
     aggregator: Aggregator = field(default_factory=Mean)
     outer: Outer = field(default_factory=NoStep)
 
     def __post_init__(self) -> None:
-        if isinstance(self.codec, Codec) and self.codec.traits.wants_feedback:
+        if not isinstance(self.codec, Feedback) and _wants_feedback(self.codec):
             object.__setattr__(self, "codec", ErrorFeedback(self.codec))
         _check(self)
 
     @property
-    def feedback(self) -> ErrorFeedback | None:
+    def feedback(self) -> Feedback | None:
         """The error memory around the codec, if there is one."""
-        return self.codec if isinstance(self.codec, ErrorFeedback) else None
+        return self.codec if isinstance(self.codec, Feedback) else None
 
     @property
-    def bare_codec(self) -> Codec:
+    def bare_codec(self) -> Codec | Staged:
         """The codec that writes, without its memory."""
-        return self.codec.codec if isinstance(self.codec, ErrorFeedback) else self.codec
+        return self.codec.codec if isinstance(self.codec, Feedback) else self.codec
 
     def answers(self) -> dict[str, str]:
         """The six answers in words; members compare them when they meet."""
@@ -154,7 +154,8 @@ def _check(method: Method) -> None:
             expected="gradients every step",
             mend="use Every(1), or send Delta(), which holds all local steps",
         )
-    if payload.kind == "parameters" and not method.bare_codec.traits.lossless:
+    codec = method.bare_codec
+    if payload.kind == "parameters" and not (isinstance(codec, Codec) and codec.traits.lossless):
         raise ConfigError(
             f"payload parameters with codec {method.codec.spec}: what it drops is gone from the model every round",
             expected="a lossless codec for parameters",
@@ -173,9 +174,62 @@ def _check(method: Method) -> None:
             expected="a mean, which is the same in one go and in two",
             mend="use Everyone() with this aggregator, or Mean() with islands",
         )
-    if method.bare_codec.traits.linear and not method.bare_codec.traits.lossless and method.aggregator.needs != "sum":
+    if _adds_codes(codec) and method.aggregator.needs != "sum":
         raise ConfigError(
             f"aggregator {method.aggregator!r} with linear codec {method.codec.spec}: values are added as codes",
             expected="a mean, or a codec that is decoded before it is merged",
             mend="use Mean(), or another codec",
+        )
+    if method.feedback is not None:
+        _check_feedback(method, method.feedback)
+
+
+def _wants_feedback(codec: Codec | Staged) -> bool:
+    return codec.traits.wants_feedback if isinstance(codec, Codec) else codec.wants_feedback
+
+
+def _adds_codes(codec: Codec | Staged) -> bool:
+    """Whether contributions are merged before they are decoded."""
+    if isinstance(codec, Staged):
+        return True
+    return (codec.traits.linear or codec.traits.summable) and not codec.traits.lossless
+
+
+def _check_feedback(method: Method, feedback: Feedback) -> None:
+    """What a scheme that knows the mean of members' memories, or corrects local steps, asks of the other parts."""
+    name = feedback.spec.split("(")[0]
+    weighs_by_itself = feedback.weighs
+    if weighs_by_itself and not method.aggregator.weighs:
+        raise ConfigError(
+            f"{feedback.spec} with aggregator {method.aggregator!r}: its members' weights would be ignored",
+            expected="a weighted mean",
+            mend="aggregator=WeightedMean()",
+        )
+    if feedback.tracks and (method.aggregator.needs != "sum" or method.aggregator.weighs != weighs_by_itself):
+        raise ConfigError(
+            f"{feedback.spec} with aggregator {method.aggregator!r}: it keeps the mean of what all members hold, which "
+            "another rule, or weights that change from round to round, would make wrong for ever",
+            expected="a plain mean",
+            mend="aggregator=Mean(), or feedback(...), which every rule may merge",
+        )
+    if feedback.tracks and not method.topology.consensus:
+        raise ConfigError(
+            f"{feedback.spec} over {method.topology!r}: it keeps the mean of what all members hold, and "
+            "partners change",
+            expected="one group of all members",
+            mend="use Everyone() with this scheme, or another one over this topology",
+        )
+    if feedback.tracks and isinstance(method.topology, Islands):
+        raise ConfigError(
+            f"{feedback.spec} over {method.topology!r}: islands weigh what they pass on by who took part",
+            expected="members that combine directly",
+            mend="use feedback(...) with islands, or Everyone() with this scheme",
+        )
+    whole_rounds = method.payload.kind == "delta" and not method.schedule.overlap and method.payload.fragments == 1
+    if feedback.corrects and not whole_rounds:
+        raise ConfigError(
+            f"{feedback.spec} with payload {method.payload!r} and schedule {method.schedule!r}: it corrects the local "
+            "steps of whole rounds",
+            expected="Delta() in one fragment, rounds that end with the step they begin at",
+            mend=f"payload=Delta(), schedule=Every(...) without overlap, or another scheme than {name}",
         )

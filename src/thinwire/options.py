@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import MISSING, dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
-from thinwire.codecs import Codec, ErrorFeedback, parse
+from thinwire.codecs import Codec, Feedback, Staged, parse
 from thinwire.errors import ConfigError
 from thinwire.units import Duration, Rate, Size
 
@@ -117,7 +117,7 @@ def plain(value: object) -> object:
         return [plain(item) for item in value]
     if isinstance(value, Duration | Rate | Size):
         return str(value)
-    if isinstance(value, Codec | ErrorFeedback):
+    if isinstance(value, Codec | Staged | Feedback):
         return value.spec
     return value
 
@@ -200,7 +200,7 @@ def _readable(kind: Any) -> bool:
 
 
 def _is_codec(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, Codec | ErrorFeedback)
+    return isinstance(kind, type) and issubclass(kind, Codec | Staged | Feedback)
 
 
 def _read_union(kinds: Sequence[Any], given: object, typed: bool) -> object:

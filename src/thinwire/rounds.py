@@ -14,12 +14,14 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from thinwire.collectives import NOBODY_FINITE, Combined, Exchange, Residuals, combine
+from thinwire.codecs import How
+from thinwire.collectives import NOBODY_FINITE, Carried, Combined, combine
 from thinwire.links.base import Handle, Link
 from thinwire.method import Method
 from thinwire.packet import Header
 from thinwire.randomness import mix
 from thinwire.topologies import members_of
+from thinwire.ways import Exchange
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class FragmentState:
 
     anchor     [n] the model all members agree on; empty if gradients are sent
     memory     the outer optimizer's
-    residuals  of error feedback; this member's own
+    carried    what feedback and stages remember
     begun      rounds begun, the same on all members
     committed  rounds that changed the state
     idle       rounds in a row that each member was not in, though it should have been, by rank
@@ -36,7 +38,7 @@ class FragmentState:
 
     anchor: Tensor
     memory: Mapping[str, Tensor] = field(default_factory=dict)
-    residuals: Residuals = field(default_factory=Residuals)
+    carried: Carried = field(default_factory=Carried)
     begun: int = 0
     committed: int = 0
     idle: Mapping[int, int] = field(default_factory=dict)
@@ -96,11 +98,12 @@ class Terms:
 
 def begin(
     method: Method, terms: Terms, link: Link, fragment: int, step: int, live: Tensor, weight: float,
-    state: FragmentState, *, seen: Tensor, shared: Tensor | None, counted: tuple[int, int],
+    state: FragmentState, *, how: How, seen: Tensor, shared: Tensor | None, counted: tuple[int, int],
 ) -> tuple[UnderWay, FragmentState]:  # fmt: skip
     """Start a round beside the compute.
 
     live    [n] gradients or parameters of the fragment, a copy
+    how     the method's codec, fitted to the fragment
     seen    [n] the anchor as the parameters hold it
     shared  [n] what all members should hold alike at this point, to be compared; None leaves it out
     counted  local steps and samples up to here
@@ -112,8 +115,7 @@ def begin(
         rank=link.rank,
         route=method.topology.route(link.rank, link.members, key),
         witnesses=witnesses(method, link, key),
-        codec=method.bare_codec,
-        feedback=method.feedback,
+        how=how,
         aggregator=method.aggregator,
         header=Header(fragment=fragment, round=number, context=terms.context),
         key=key,
@@ -122,7 +124,7 @@ def begin(
     x = method.payload.select(live, seen)
 
     def job() -> Combined:
-        return combine(exchange, x, weight, state.residuals, shared)
+        return combine(exchange, x, weight, state.carried, shared)
 
     handle = link.spawn(job, exchange.what)
     due = step + method.schedule.overlap
@@ -144,7 +146,7 @@ def finish(
         return kept, Skipped(*where, combined.reason)
     anchor, memory = method.outer.step(state.anchor, combined.update, state.memory)
     after = replace(
-        state, anchor=anchor, memory=memory, residuals=combined.residuals, committed=state.committed + 1, idle=idle
+        state, anchor=anchor, memory=memory, carried=combined.carried, committed=state.committed + 1, idle=idle
     )
     return after, Committed(*where, combined.ranks)
 

@@ -15,6 +15,10 @@ class Schedule(Protocol):
     def overlap(self) -> int:
         """Local steps between the beginning of a round and its application; tau in the papers."""
 
+    @property
+    def period(self) -> int:
+        """Local steps from one round of a fragment to its next."""
+
     def begins(self, step: int, fragments: int) -> tuple[int, ...]:
         """Fragments whose round begins after local step `step` (counted from 1), ascending."""
 
@@ -42,6 +46,10 @@ class Every:
                 expected=f"an overlap from 0 to {self.steps - 1}: a fragment's round ends before its next one begins",
                 mend="lower the overlap, or let rounds be further apart",
             )
+
+    @property
+    def period(self) -> int:
+        return self.steps
 
     def begins(self, step: int, fragments: int) -> tuple[int, ...]:
         return tuple(f for f in range(fragments) if self._due(step, max(1, (f + 1) * self.steps // fragments)))

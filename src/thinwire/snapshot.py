@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from thinwire.buffers import BufferRows
-from thinwire.collectives import Combined, Residuals
+from thinwire.collectives import Carried, Combined
 from thinwire.links.base import Handle
 from thinwire.rounds import FragmentState, UnderWay
 
@@ -18,7 +20,7 @@ def pack_state(state: FragmentState) -> dict[str, Any]:
     return {
         "anchor": state.anchor,
         "memory": dict(state.memory),
-        "residuals": [state.residuals.own, state.residuals.shard],
+        "carried": _pack_carried(state.carried),
         "begun": state.begun,
         "committed": state.committed,
         "idle": {str(rank): count for rank, count in state.idle.items()},
@@ -30,7 +32,7 @@ def unpack_state(saved: Mapping[str, Any], device: torch.device) -> FragmentStat
     return FragmentState(
         anchor=saved["anchor"].to(device),
         memory={name: value.to(device) for name, value in saved["memory"].items()},
-        residuals=_residuals(saved, device),
+        carried=_unpack_carried(saved["carried"], device),
         begun=saved["begun"],
         committed=saved["committed"],
         idle={int(rank): count for rank, count in saved["idle"].items()},
@@ -60,7 +62,7 @@ def pack_under_way(under_way: UnderWay, rows: Handle[BufferRows] | None) -> dict
         "counted": list(under_way.counted),
         "sent": under_way.sent,
         "update": combined.update,
-        "residuals": [combined.residuals.own, combined.residuals.shard],
+        "carried": _pack_carried(combined.carried),
         "ranks": list(combined.ranks),
         "reason": combined.reason,
         "buffers": None if rows is None else {str(rank): list(row) for rank, row in rows.wait().items()},
@@ -70,7 +72,7 @@ def pack_under_way(under_way: UnderWay, rows: Handle[BufferRows] | None) -> dict
 def unpack_under_way(saved: Mapping[str, Any], device: torch.device) -> tuple[UnderWay, Handle[BufferRows] | None]:
     """The inverse of `pack_under_way`: a round that has arrived."""
     update = None if saved["update"] is None else saved["update"].to(device)
-    combined = Combined(update, _residuals(saved, device), tuple(saved["ranks"]), saved["reason"])
+    combined = Combined(update, _unpack_carried(saved["carried"], device), tuple(saved["ranks"]), saved["reason"])
     under_way = UnderWay(
         saved["fragment"], saved["round"], saved["due"], (saved["counted"][0], saved["counted"][1]),
         saved["sent"].to(device), _Arrived(combined),
@@ -81,6 +83,17 @@ def unpack_under_way(saved: Mapping[str, Any], device: torch.device) -> tuple[Un
     return under_way, _Arrived({int(rank): (row[0], row[1]) for rank, row in rows.items()})
 
 
-def _residuals(saved: Mapping[str, Any], device: torch.device) -> Residuals:
-    own, shard = (None if value is None else value.to(device) for value in saved["residuals"])
-    return Residuals(own, shard)
+def carrying(under_way: UnderWay, change: Callable[[Carried], Carried]) -> UnderWay:
+    """A round that has arrived, with a change to what is to be remembered of it."""
+    combined = under_way.result.wait()
+    return replace(under_way, result=_Arrived(replace(combined, carried=change(combined.carried))))
+
+
+def _pack_carried(carried: Carried) -> dict[str, dict[str, Tensor]]:
+    return {memory.name: dict(getattr(carried, memory.name)) for memory in fields(carried)}
+
+
+def _unpack_carried(saved: Mapping[str, Mapping[str, Tensor]], device: torch.device) -> Carried:
+    return Carried(
+        **{memory: {name: value.to(device) for name, value in held.items()} for memory, held in saved.items()}
+    )

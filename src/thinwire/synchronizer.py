@@ -27,15 +27,16 @@ from torch import Tensor, nn
 
 from thinwire import rounds
 from thinwire.buffers import BufferRows, Buffers, average
-from thinwire.collectives import NO_SAMPLES, NOBODY_FINITE, OVERFLOW, Combined, Residuals, gather_packets
+from thinwire.collectives import NO_SAMPLES, NOBODY_FINITE, OVERFLOW, Carried, Combined, gather_packets
 from thinwire.errors import ConfigError, DivergedError, LinkError, PeerLost
 from thinwire.fragments import Fragments, digest
-from thinwire.handshake import agree
+from thinwire.handshake import agree, all_of
 from thinwire.links.base import Handle, Link
 from thinwire.method import Method, Phases
 from thinwire.packet import Header, Layout, Packet
 from thinwire.rounds import Committed, FragmentState, Outcome, Skipped, Terms, UnderWay
-from thinwire.snapshot import pack_state, pack_under_way, unpack_state, unpack_under_way
+from thinwire.snapshot import carrying, pack_state, pack_under_way, unpack_state, unpack_under_way
+from thinwire.topologies import Islands
 from thinwire.version import __version__
 
 _log = logging.getLogger("thinwire")
@@ -173,6 +174,7 @@ class Synchronizer:
             for f in range(self._fragments.count)
         ]
         self._counted = [(self.step, self._samples)] * self._fragments.count
+        self._how = [method.codec.fit(self._fragments.shapes(f)) for f in range(self._fragments.count)]
 
     # --- what a loop may call ------------------------------------------------------------------------------------
 
@@ -280,12 +282,27 @@ class Synchronizer:
         self._counted = [(pair[0], pair[1]) for pair in state["counted"]]
         self.committed, self.skipped = state["committed"], state["skipped"]
         self._states = [unpack_state(saved, self._fragments.device) for saved in state["fragments"]]
-        if (state["rank"], state["members"]) != (self._link.rank, len(self._link.members)):
-            # Error memories are of one member in one group; the neutral value is none.
-            self._states = [replace(saved, residuals=Residuals()) for saved in self._states]
         self._under_way = [unpack_under_way(saved, self._fragments.device) for saved in state["under_way"]]
+        self._keep_what_is_ours((state["rank"], state["members"]) == (self._link.rank, len(self._link.members)))
         context = agree(self._link, {**self._shared_facts(), "step": str(self.step)})
         self._terms = replace(self._terms, context=context)
+
+    def _keep_what_is_ours(self, ours: bool) -> None:
+        """Error memories are of one member in one group: the neutral value is none.
+
+        Where members know the mean of each other's memories, one that comes without its own makes all begin anew.
+        """
+        feedback = self._method.feedback
+        tracks = feedback is not None and feedback.tracks
+        if tracks and not all_of(self._link, ours):
+            self._carry(lambda carried: replace(carried, own={}, dropped={}, shared={}))
+        elif not ours:
+            self._carry(lambda carried: replace(carried, own={}, dropped={}))
+
+    def _carry(self, change: Callable[[Carried], Carried]) -> None:
+        """Change what is remembered, and what rounds under way will bring."""
+        self._states = [replace(state, carried=change(state.carried)) for state in self._states]
+        self._under_way = [(carrying(under_way, change), rows) for under_way, rows in self._under_way]
 
     def _shared_facts(self) -> dict[str, str]:
         """What all members must hold alike to go on together; who was lost in mid-round may be a round behind."""
@@ -295,7 +312,10 @@ class Synchronizer:
         facts = {}
         for f, state in enumerate(self._states):
             model = self._fragments.gather(f) if gradient else state.anchor
-            memory = digest(model, *(value for _, value in sorted(state.memory.items())))
+            memories = [state.memory, state.carried.shared]
+            if not isinstance(self._method.topology, Islands):  # there, only leaders go through stages
+                memories.append(state.carried.stages)
+            memory = digest(model, *(value for held in memories for _, value in sorted(held.items())))
             facts[f"state.fragment {f}"] = f"{memory.hex()} before round {state.begun}"
         for under_way, _ in sorted(self._under_way, key=_order):
             update = under_way.result.wait().update
@@ -377,11 +397,23 @@ class Synchronizer:
         if method.payload.kind == "gradient":
             return
         self._link.local_step()
+        self._correct_local_step()
         for fragment in method.schedule.begins(self.step, self._fragments.count):
             self._begin(fragment, self.step)
         for entry in sorted(self._under_way, key=_order):
             if entry[0].due <= self.step:
                 self._finish(entry)
+
+    def _correct_local_step(self) -> None:
+        """Add to the parameters what feedback says that local steps drift by (client and server corrections)."""
+        feedback = self._method.feedback
+        if feedback is None:
+            return
+        for fragment, state in enumerate(self._states):
+            drift = feedback.drift(state.carried.own, state.carried.shared)
+            if drift is not None:
+                live = self._fragments.gather(fragment)
+                self._fragments.scatter(fragment, live.add_(drift, alpha=1 / self._method.schedule.period))
 
     def _begin(self, fragment: int, step: int) -> None:
         started = self._link.now()
@@ -391,7 +423,7 @@ class Synchronizer:
         seen = state.anchor if gradient else self._fragments.rounded(fragment, state.anchor)
         under_way, self._states[fragment] = rounds.begin(
             method, self._terms, self._link, fragment, step, live, self._weight(fragment, step), state,
-            seen=seen, shared=self._shared(fragment, state), counted=(step, self._samples),
+            how=self._how[fragment], seen=seen, shared=self._shared(fragment, state), counted=(step, self._samples),
         )  # fmt: skip
         rows = self._exchange_buffers(under_way.round) if fragment == 0 and self._buffers else None
         self._under_way.append((under_way, rows))

@@ -307,7 +307,7 @@ def test_feedback_loses_nothing_over_a_run():
                 model.weight.grad = torch.randn(1, 40, generator=generator)
                 wanted += model.weight.grad.view(-1)
                 optimizer.step()
-            residual = sync.state_dict()["fragments"][0]["residuals"][0]
+            residual = sync.state_dict()["fragments"][0]["carried"]["own"]["residual"]
         return wanted, -model.weight.detach().view(-1), residual
 
     (wanted_0, applied, residual_0), (wanted_1, _, residual_1) = run(2, member)

@@ -49,23 +49,30 @@ def methods(name: str | None) -> None:
 @click.argument("name", required=False)
 def codecs(name: str | None) -> None:
     """List the codecs, or show one: its rule, options, bits, error and source."""
-    from thinwire.codecs import CODECS, describe
+    from thinwire.codecs import CODECS, FEEDBACK, STAGED, describe
+
+    known = {**CODECS, **STAGED, **FEEDBACK}
 
     console = Console()
     if name is not None:
-        if name not in CODECS:
-            raise unknown(f"there is no codec {name!r}", name, CODECS, what="one of")
+        if name not in known:
+            raise unknown(f"there is no codec {name!r}", name, known, what="one of")
         card = describe(name)
         console.print(f"[bold]{escape(card.signature)}[/]\n\n{escape(card.card)}\n", highlight=False)
-        console.print(f"{card.example}: {card.bits_per_element:.3f} bits an element, for a million", highlight=False)
+        if card.bits_per_element is not None:
+            console.print(
+                f"{card.example}: {card.bits_per_element:.3f} bits an element, for a million", highlight=False
+            )
         return
     table = Table(header_style="bold", box=None, padding=(0, 2, 0, 0))
     for heading in ("codec", "bits", "promises", "what it does"):
         table.add_column(heading, justify="right" if heading == "bits" else "left")
-    for each in CODECS:
+    for each in known:
         card = describe(each)
-        promises = [word for trait, word in _PROMISES.items() if getattr(card.traits, trait)]
-        table.add_row(f"[bold]{each}[/]", f"{card.bits_per_element:.2f}", ", ".join(promises), escape(card.summary))
+        kind = ["several exchanges"] * (each in STAGED) + ["memory around a codec"] * (each in FEEDBACK)
+        promises = [word for trait, word in _PROMISES.items() if getattr(card.traits, trait, False)]
+        bits = "" if card.bits_per_element is None or each in FEEDBACK else f"{card.bits_per_element:.2f}"
+        table.add_row(f"[bold]{each}[/]", bits, ", ".join(kind or promises), escape(card.summary))
     console.print(table)
     console.print(
         "\nbits: for each element of a million. Joined with |, as in 'topk(1/64) | int4 | zstd'; error feedback goes\n"

@@ -13,28 +13,104 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from thinwire.codecs.base import Codec, Traits, require
+from thinwire.codecs.base import Codec, Shapes, Traits, require
+from thinwire.codecs.budget import Budget, budget
 from thinwire.codecs.cards import CodecCard, card
 from thinwire.codecs.chain import Chain
 from thinwire.codecs.cst import CST, cst, join_tokens, salient_tokens, split_tokens
-from thinwire.codecs.e3m0 import E3M0, e3m0
-from thinwire.codecs.feedback import ErrorFeedback, feedback
-from thinwire.codecs.integer import Integer, int4, int8
+from thinwire.codecs.feedback import (
+    EF21,
+    EF21SGDM,
+    EF21W,
+    FEEDBACK,
+    EControl,
+    ErrorFeedback,
+    Feedback,
+    econtrol,
+    ef21,
+    ef21_sgdm,
+    ef21w,
+    feedback,
+)
+from thinwire.codecs.integer import Integer, int2, int3, int4, int6, int8
 from thinwire.codecs.kmeans import KMeans, kmeans
+from thinwire.codecs.layers import Layers, layers
+from thinwire.codecs.log import Log, e2m0, e3m0, e4m0
 from thinwire.codecs.precision import BF16, FP16, FP32, bf16, fp16, fp32
 from thinwire.codecs.rans import Rans, rans
-from thinwire.codecs.topk import TopK, topk
+from thinwire.codecs.stages import Staged
+from thinwire.codecs.topk import TopK, topk, warmup_shares
+from thinwire.codecs.whole import decode, encode
 from thinwire.codecs.zstd import Zstd, train_dictionary, zstd
 from thinwire.errors import ConfigError
 from thinwire.expressions import Words, evaluate
 from thinwire.packet import Fields, Layout
 
 __all__ = [
-    "BF16", "CODECS", "CST", "E3M0", "FP16", "FP32", "Chain", "Codec", "CodecCard", "ErrorFeedback", "Fields",
-    "Integer", "KMeans", "Layout", "Rans", "TopK", "Traits", "Zstd", "bf16", "cst", "describe", "e3m0", "feedback",
-    "fp16", "fp32", "int4", "int8", "join_tokens", "kmeans", "parse", "rans", "require", "salient_tokens",
-    "split_tokens", "topk", "train_dictionary", "zstd",
-]  # fmt: skip
+    "BF16",
+    "CODECS",
+    "CST",
+    "EF21",
+    "EF21SGDM",
+    "EF21W",
+    "FEEDBACK",
+    "FP16",
+    "FP32",
+    "STAGED",
+    "Budget",
+    "Chain",
+    "Codec",
+    "CodecCard",
+    "EControl",
+    "ErrorFeedback",
+    "Feedback",
+    "Fields",
+    "How",
+    "Integer",
+    "KMeans",
+    "Layers",
+    "Layout",
+    "Log",
+    "Rans",
+    "Shapes",
+    "Staged",
+    "TopK",
+    "Traits",
+    "Zstd",
+    "bf16",
+    "budget",
+    "cst",
+    "decode",
+    "describe",
+    "e2m0",
+    "e3m0",
+    "e4m0",
+    "econtrol",
+    "ef21",
+    "ef21_sgdm",
+    "ef21w",
+    "encode",
+    "feedback",
+    "fp16",
+    "fp32",
+    "int2",
+    "int3",
+    "int4",
+    "int6",
+    "int8",
+    "join_tokens",
+    "kmeans",
+    "layers",
+    "parse",
+    "rans",
+    "require",
+    "salient_tokens",
+    "split_tokens",
+    "topk",
+    "train_dictionary",
+    "warmup_shares",
+    "zstd",
+]
 
 #: Every codec by the name it has in expressions; called, an entry gives the codec.
 CODECS: Mapping[str, Callable[..., Codec]] = {
@@ -45,28 +121,49 @@ CODECS: Mapping[str, Callable[..., Codec]] = {
     "int4": int4,
     "e3m0": e3m0,
     "topk": TopK,
+    "layers": layers,
     "kmeans": kmeans,
     "cst": cst,
     "zstd": zstd,
     "rans": rans,
+    "int6": int6,
+    "int3": int3,
+    "int2": int2,
+    "e4m0": e4m0,
+    "e2m0": e2m0,
 }
 
-_NAMES: Mapping[str, Callable[..., Codec | ErrorFeedback]] = {**CODECS, "feedback": feedback}
+#: Rounds of several exchanges, by the name they have in expressions.
+STAGED: Mapping[str, Callable[..., Staged]] = {
+    "budget": budget,
+}
+
+#: How a vector is written: the answer to one of a round's six questions.
+How = Codec | Staged | Feedback
+
+_NAMES: Mapping[str, Callable[..., How]] = {**CODECS, **STAGED, **FEEDBACK}
 _WORDS = Words("codec", _NAMES, "topk(1/64) | int4 | zstd or feedback(int4(block=128))", "`thinwire codecs {}`")
+#: What stands for those that cannot be shown by their name alone.
 _SHOWN = {
     "topk": "topk(1/64)",
-    "cst": "cst(128)",
     "feedback": "feedback(topk(1/64))",
-}  # those that cannot be shown by their name alone
+    "layers": "layers(topk(1/64))",
+    "cst": "cst(128)",
+    "budget": "budget(topk(1/256), topk(1/64), topk(1/16))",
+    "ef21": "ef21(topk(1/64))",
+    "ef21w": "ef21w(topk(1/64), smoothness=(1, 4))",
+    "ef21_sgdm": "ef21_sgdm(topk(1/64))",
+    "econtrol": "econtrol(topk(1/64))",
+}
 
 
-def parse(expression: str) -> Codec | ErrorFeedback:
+def parse(expression: str) -> How:
     """The codec an expression stands for: "topk(1/64) | int4", "feedback(topk(1/64))", "int8(block=512)".
 
     raises  ConfigError naming what is unknown, and what there is
     """
     parsed = evaluate(expression, _WORDS)
-    if not isinstance(parsed, Codec | ErrorFeedback):
+    if not isinstance(parsed, Codec | Staged | Feedback):
         raise ConfigError(
             f"{expression!r} is no codec",
             expected="one of " + ", ".join(sorted(_NAMES)) + ", or several joined with |",
@@ -85,5 +182,5 @@ def describe(name: str) -> CodecCard:
         parse(name)  # refuses it, in the words for unknown names
         raise ConfigError(f"{name!r} is an expression", expected="one codec's name", mend="leave its options out")
     parsed = parse(example)
-    codec = parsed.codec if isinstance(parsed, ErrorFeedback) else parsed
+    codec = parsed.codec if isinstance(parsed, Feedback) else parsed
     return card(name, _NAMES[name], type(parsed), codec, example)

@@ -8,6 +8,7 @@ What it promises it declares in `traits`, `layout`, `contraction` and `variance`
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -15,6 +16,9 @@ from torch import Tensor
 
 from thinwire.errors import ConfigError, PacketError
 from thinwire.packet import Fields, Layout
+
+#: Shapes of the parameters whose elements a vector holds, one after the other.
+Shapes = tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,8 @@ class Traits:
     unbiased        the mean of decode(encode(x, key)) over keys is x
     linear          its one field is a float32 vector, linear in x, and sums of such fields decode to the sum:
                     a plain all-reduce carries it
+    summable        `add` joins what several members wrote without decoding it, and the sum decodes to the sum of what
+                    each wrote, exactly: a reduce-scatter of packets carries it
     fixed_size      `layout` is exact; otherwise it is an upper bound
     reencodes       may be applied again to a combined result at a second, bounded loss (a quantiser may; a
                     sparsifier would drop what other members kept)
@@ -34,6 +40,7 @@ class Traits:
     lossless: bool = False
     unbiased: bool = False
     linear: bool = False
+    summable: bool = False
     fixed_size: bool = True
     reencodes: bool = True
     wants_feedback: bool = False
@@ -81,6 +88,24 @@ class Codec(ABC):
         returns  float32 [n], on the fields' device
         raises   PacketError if the fields cannot come from `encode` of n elements
         """
+
+    def fit(self, shapes: Shapes) -> Codec:
+        """The codec for vectors that hold parameters of these shapes; itself, unless shapes mean something to it.
+
+        A fitted codec has the same `spec`: members agree on the model's shapes when they meet.
+        """
+        return self
+
+    def part(self, begin: int, end: int) -> Codec:
+        """The codec for elements [begin, end) of the vector alone, combined on their own; it may be itself."""
+        return self
+
+    def add(self, contributions: Sequence[Fields], n: int) -> Fields:
+        """Join what several members wrote of n elements each, for summable codecs.
+
+        raises  PacketError if a contribution cannot come from `encode` of n elements
+        """
+        raise NotImplementedError(f"{self.spec} does not declare that it is summable")
 
     def contraction(self, n: int) -> float | None:
         """Largest delta claimed with E||C(x) - x||^2 <= (1 - delta) ||x||^2; None claims nothing."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from thinwire.codecs.base import Codec, Traits
+from thinwire.codecs.stages import Staged
 from thinwire.expressions import options
 
 _N = 1_000_000
@@ -24,8 +25,9 @@ class CodecCard:
     source            papers, one line
     card              the whole text
     example           expression that the two numbers below are for
-    bits_per_element  of the fields for a million elements, without the packet's header; a bound if the size varies
-    traits            what it promises
+    bits_per_element  of the fields for a million elements, without the packet's header; a bound if the size varies;
+                      None of a round of several exchanges, whose size is in its card
+    traits            what it promises; None likewise
     """
 
     name: str
@@ -34,18 +36,19 @@ class CodecCard:
     source: str
     card: str
     example: str
-    bits_per_element: float
-    traits: Traits
+    bits_per_element: float | None
+    traits: Traits | None
 
 
-def card(name: str, entry: Callable[..., Any], part: type, codec: Codec, example: str) -> CodecCard:
+def card(name: str, entry: Callable[..., Any], part: type, codec: Codec | Staged, example: str) -> CodecCard:
     """The card of a table entry.
 
     part   the class whose file holds the text
     codec  what the example stands for
     """
     text = inspect.cleandoc(sys.modules[part.__module__].__doc__ or "")
-    size = sum(dtype.itemsize * count for dtype, count in codec.layout(_N).values())
+    plain = codec if isinstance(codec, Codec) else None
+    size = None if plain is None else sum(dtype.itemsize * count for dtype, count in plain.layout(_N).values())
     return CodecCard(
         name=name,
         signature=signature(name, entry),
@@ -53,14 +56,15 @@ def card(name: str, entry: Callable[..., Any], part: type, codec: Codec, example
         source=_line(text, "Source"),
         card=text,
         example=example,
-        bits_per_element=8 * size / _N,
-        traits=codec.traits,
+        bits_per_element=None if size is None else 8 * size / _N,
+        traits=None if plain is None else plain.traits,
     )
 
 
 def signature(name: str, entry: Callable[..., Any]) -> str:
     """The entry as one would call it, with its defaults."""
-    told = [o if v is inspect.Parameter.empty else f"{o}={v!r}" for o, v in options(entry).items()]
+    told = [str(p).split(":")[0] for p in inspect.signature(entry).parameters.values() if p.kind is p.VAR_POSITIONAL]
+    told += [o if v is inspect.Parameter.empty else f"{o}={v!r}" for o, v in options(entry).items()]
     return f"{name}({', '.join(told)})" if told else name
 
 

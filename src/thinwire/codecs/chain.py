@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from thinwire.codecs.base import Codec, Traits, require
+from thinwire.codecs.base import Codec, Shapes, Traits, require
 from thinwire.errors import ConfigError
 from thinwire.packet import Fields, Layout
 from thinwire.randomness import mix
@@ -78,11 +78,17 @@ class Chain(Codec):
         return self._with_values(fields, self.then.encode(fields[self._values], mix(key, 1)))
 
     def decode(self, fields: Fields, n: int, key: int) -> Tensor:
-        require(fields, self.layout(n))
+        require(fields, self.layout(n), exact=self.traits.fixed_size)
         due, prefix = self.first.layout(n), f"{self._values}."
         written = {name.removeprefix(prefix): field for name, field in fields.items() if name.startswith(prefix)}
         values = self.then.decode(written, due[self._values][1], mix(key, 1))
         return self.first.decode({name: values if name == self._values else fields[name] for name in due}, n, key)
+
+    def fit(self, shapes: Shapes) -> Codec:
+        return Chain(self.first.fit(shapes), self.then)  # the values that `then` writes have lost their shapes
+
+    def part(self, begin: int, end: int) -> Codec:
+        return Chain(self.first.part(begin, end), self.then)
 
     def contraction(self, n: int) -> float | None:
         first, then = self.first.contraction(n), self.then.contraction(self._num_values(n))

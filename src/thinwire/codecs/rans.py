@@ -26,10 +26,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from thinwire.codecs.base import Codec, Traits, require
+from thinwire.codecs.base import Codec, Shapes, Traits, require
 from thinwire.codecs.blocks import call
+from thinwire.codecs.lossless import Bytes, check_left, from_planes, planes
 from thinwire.codecs.precision import fp32
-from thinwire.codecs.stages import Bytes, check_left, from_planes, planes
 from thinwire.errors import ConfigError, PacketError
 from thinwire.packet import Fields, Layout
 
@@ -76,7 +76,7 @@ class Rans(Codec):
 
     @property
     def traits(self) -> Traits:
-        return replace(self.inner.traits, linear=False, fixed_size=False)
+        return replace(self.inner.traits, linear=False, summable=False, fixed_size=False)
 
     def after(self, first: Codec) -> Codec:
         """The chain `first | self`: around everything that `first` writes."""
@@ -103,6 +103,12 @@ class Rans(Codec):
         require(fields, self.layout(n), exact=False)
         due = self.inner.layout(n)
         return self.inner.decode({name: self._unfold(name, fields[name], *due[name]) for name in due}, n, key)
+
+    def fit(self, shapes: Shapes) -> Codec:
+        return replace(self, inner=self.inner.fit(shapes))
+
+    def part(self, begin: int, end: int) -> Codec:
+        return replace(self, inner=self.inner.part(begin, end))
 
     def contraction(self, n: int) -> float | None:
         return self.inner.contraction(n)

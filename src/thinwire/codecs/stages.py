@@ -1,40 +1,116 @@
-"""What the lossless stages share: a field of any type as rows of bytes, and back.
+"""Rounds of several exchanges: what PowerSGD, sketches that are fetched and budgets that are agreed on have in common.
 
-Bytes are grouped by position (all first bytes, all second bytes, ...): numbers of like size share their exponents, so
-what repeats stands side by side.
+A staged codec is written down as a generator. It yields what is to be combined next and is sent what became of it, so
+that it reads like its paper's algorithm box and knows nothing of links:
+
+    def run(self, x, shared, key):
+        combined, sent = yield Stage(x)             # one exchange, by the method's own aggregator, at full precision
+        return Result(combined, sent, shared)
+
+Every member runs the same stages with vectors of the same lengths, whatever its data and whatever came of the stages
+before: how many there are, and how long, may follow from shapes and from `shared` alone, since a member that lost a
+packet on the way goes on with zeros. One whose values are not finite runs them with zeros and is not counted.
 """
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
-import torch
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple, NoReturn
+
 from torch import Tensor
 
-from thinwire.codecs.base import Codec
+from thinwire.aggregators import Aggregator
+from thinwire.codecs.base import Codec, Shapes
+from thinwire.codecs.precision import FP32
 from thinwire.errors import ConfigError
 
-Bytes = npt.NDArray[np.uint8]
+#: What is remembered from round to round, by name; a value that nobody writes to.
+Tensors = Mapping[str, Tensor]
 
 
-def check_left(stage: str, inner: Codec) -> None:
-    """Refuse a lossless stage after another one."""
-    if inner.squeezes:
+@dataclass(frozen=True)
+class Stage:
+    """One exchange.
+
+    vector  float32 [any], finite
+    codec   how it is written; the same on all members
+    rule    how the vectors are merged; None is the method's own aggregator
+    """
+
+    vector: Tensor
+    codec: Codec = field(default_factory=FP32)
+    rule: Aggregator | None = None
+
+
+class Exchanged(NamedTuple):
+    """What a stage is answered with.
+
+    combined  the merged vector, the same bits on all members; zeros if nothing came of it
+    sent      what the others read of this member's vector
+    """
+
+    combined: Tensor
+    sent: Tensor
+
+
+@dataclass(frozen=True)
+class Result:
+    """The end of a staged round.
+
+    update  [n] the same on all members
+    sent    [n] this member's share of it: what error feedback counts as sent
+    shared  to be remembered, alike on all members
+    """
+
+    update: Tensor
+    sent: Tensor
+    shared: Tensors
+
+
+#: A round under way: yields stages, is sent what became of them, returns its result.
+Stages = Generator[Stage, Exchanged, Result]
+
+
+class Staged(ABC):
+    """How a vector is written when that takes several exchanges. Subclasses are final and frozen dataclasses.
+
+    What they remember (a warm start, a sketch of errors, a choice of options) is the same on all members; what a member
+    remembers for itself is error feedback's.
+    """
+
+    @property
+    @abstractmethod
+    def spec(self) -> str:
+        """Canonical expression; `thinwire.codecs.parse(staged.spec) == staged`."""
+
+    @property
+    @abstractmethod
+    def wants_feedback(self) -> bool:
+        """Whether it loses so much that it needs error feedback to converge."""
+
+    @property
+    def contractive(self) -> bool:
+        """Whether ||x - sent||^2 <= (1 - delta) ||x||^2 for some delta > 0: what error feedback asks for."""
+        return True
+
+    def fit(self, shapes: Shapes) -> Staged:
+        """The codec for vectors that hold parameters of these shapes; itself, unless shapes mean something to it."""
+        return self
+
+    @abstractmethod
+    def run(self, x: Tensor, shared: Tensors, key: int) -> Stages:
+        """A round.
+
+        x       float32 [n], finite; not changed
+        shared  what the last committed round's result held; empty before the first; not changed
+        key     64-bit, the same on all members
+        """
+
+    def __or__(self, then: object) -> NoReturn:
         raise ConfigError(
-            f"{inner.spec} | {stage}: the left side already writes as few bytes as it can",
-            expected=f"a codec that squeezes no bytes before {stage}",
-            mend="use one such stage, at the end",
+            f"{self.spec} | ...: it is no codec but a round of several exchanges",
+            expected="codecs on both sides of |",
+            mend=f"see `thinwire codecs {self.spec.split('(')[0]}` for its own options",
         )
-
-
-def planes(field: Tensor) -> Bytes:
-    """The bytes of a field of any dtype by their position, on the CPU.  uint8 [bytes an element, elements]"""
-    # A tensor of one element counts as contiguous whatever its stride, but view(uint8) looks at the stride.
-    flat = field.detach().contiguous().as_strided(field.shape, (1,))
-    raw = flat.view(torch.uint8).view(-1, field.element_size())
-    return raw.t().contiguous().cpu().numpy()
-
-
-def from_planes(rows: Bytes, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The inverse of `planes`; the field keeps no hold on `rows` unless elements have one byte."""
-    return torch.from_numpy(rows).t().contiguous().view(-1).view(dtype).to(device)

@@ -11,15 +11,13 @@ Differs H=100 by default, for runs shorter than theirs.
 
 from __future__ import annotations
 
-from thinwire.codecs import Codec, ErrorFeedback, fp32
+from thinwire.codecs import How, fp32
 from thinwire.method import Method
 from thinwire.outer import Nesterov
 from thinwire.payloads import Delta
 from thinwire.schedules import Every
 
 
-def diloco(
-    *, every: int = 100, outer_lr: float = 0.7, momentum: float = 0.9, codec: Codec | ErrorFeedback = fp32
-) -> Method:
+def diloco(*, every: int = 100, outer_lr: float = 0.7, momentum: float = 0.9, codec: How = fp32) -> Method:
     """One outer step every `every` local steps (H in the paper)."""
     return Method(schedule=Every(every), payload=Delta(), codec=codec, outer=Nesterov(outer_lr, momentum))

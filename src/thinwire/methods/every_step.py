@@ -10,13 +10,13 @@ Source  synchronous SGD; Dean et al. 2012, Chen et al. 2016, arXiv:1604.00981.
 
 from __future__ import annotations
 
-from thinwire.codecs import Codec, ErrorFeedback, fp32
+from thinwire.codecs import How, fp32
 from thinwire.method import Method
 from thinwire.outer import NoStep
 from thinwire.payloads import Gradient
 from thinwire.schedules import Every
 
 
-def every_step(*, codec: Codec | ErrorFeedback = fp32) -> Method:
+def every_step(*, codec: How = fp32) -> Method:
     """Combine gradients before every step."""
     return Method(schedule=Every(1), payload=Gradient(), codec=codec, outer=NoStep())

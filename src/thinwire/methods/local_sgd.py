@@ -13,24 +13,24 @@ Differs with a lossy codec the change since the last round is sent instead of th
 from __future__ import annotations
 
 from thinwire.aggregators import Aggregator, Mean, WeightedMean
-from thinwire.codecs import Codec, ErrorFeedback, fp32
+from thinwire.codecs import Codec, How, fp32
 from thinwire.method import Method
 from thinwire.outer import SGD, Average
 from thinwire.payloads import Delta, Parameters
 from thinwire.schedules import Every
 
 
-def local_sgd(*, every: int = 20, codec: Codec | ErrorFeedback = fp32) -> Method:
+def local_sgd(*, every: int = 20, codec: How = fp32) -> Method:
     """Average the models every `every` local steps (H in the papers)."""
     return _averaging(every, codec, Mean())
 
 
-def fedavg(*, every: int = 20, codec: Codec | ErrorFeedback = fp32) -> Method:
+def fedavg(*, every: int = 20, codec: How = fp32) -> Method:
     """Average the models in proportion to the samples each member has seen (Synchronizer.count)."""
     return _averaging(every, codec, WeightedMean())
 
 
-def _averaging(every: int, codec: Codec | ErrorFeedback, aggregator: Aggregator) -> Method:
+def _averaging(every: int, codec: How, aggregator: Aggregator) -> Method:
     if isinstance(codec, Codec) and codec.traits.lossless:
         payload, outer = Parameters(), Average()
         return Method(schedule=Every(every), payload=payload, codec=codec, aggregator=aggregator, outer=outer)

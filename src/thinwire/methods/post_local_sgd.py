@@ -10,12 +10,12 @@ Differs torch's averager also averages at the switch itself, where all models ar
 
 from __future__ import annotations
 
-from thinwire.codecs import Codec, ErrorFeedback, fp32
+from thinwire.codecs import How, fp32
 from thinwire.method import Phases
 from thinwire.methods.every_step import every_step
 from thinwire.methods.local_sgd import local_sgd
 
 
-def post_local_sgd(*, switch: int = 100, every: int = 16, codec: Codec | ErrorFeedback = fp32) -> Phases:
+def post_local_sgd(*, switch: int = 100, every: int = 16, codec: How = fp32) -> Phases:
     """Combine gradients up to step `switch`, then average models every `every` steps."""
     return Phases(every_step(codec=codec), switch, local_sgd(every=every, codec=codec))

@@ -16,7 +16,7 @@ Differs fragments are four by default, not one for every three layers; embedding
 
 from __future__ import annotations
 
-from thinwire.codecs import Codec, ErrorFeedback, e3m0
+from thinwire.codecs import How, e3m0
 from thinwire.method import Method
 from thinwire.outer import Mix, Nesterov
 from thinwire.payloads import Delta
@@ -31,7 +31,7 @@ def streaming_diloco(
     keep: float = 0.5,
     outer_lr: float = 0.4,
     momentum: float = 0.9,
-    codec: Codec | ErrorFeedback = e3m0(),  # noqa: B008 (a frozen value)
+    codec: How = e3m0(),  # noqa: B008 (a frozen value)
 ) -> Method:
     """Fragments in rotation, each every `every` steps (H), applied `overlap` steps (tau) later.
 
