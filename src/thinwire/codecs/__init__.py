@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from thinwire.codecs.anchor_delta import AnchorDelta, anchor_delta
 from thinwire.codecs.base import Codec, Shapes, Traits, require
 from thinwire.codecs.budget import Budget, budget
 from thinwire.codecs.cards import CodecCard, card
@@ -57,6 +58,7 @@ __all__ = [
     "FP16",
     "FP32",
     "STAGED",
+    "AnchorDelta",
     "Budget",
     "Chain",
     "Codec",
@@ -77,6 +79,7 @@ __all__ = [
     "TopK",
     "Traits",
     "Zstd",
+    "anchor_delta",
     "bf16",
     "budget",
     "cst",
@@ -124,6 +127,7 @@ CODECS: Mapping[str, Callable[..., Codec]] = {
     "layers": layers,
     "kmeans": kmeans,
     "cst": cst,
+    "anchor_delta": anchor_delta,
     "zstd": zstd,
     "rans": rans,
     "int6": int6,
@@ -149,6 +153,7 @@ _SHOWN = {
     "feedback": "feedback(topk(1/64))",
     "layers": "layers(topk(1/64))",
     "cst": "cst(128)",
+    "anchor_delta": "anchor_delta(128)",
     "budget": "budget(topk(1/256), topk(1/64), topk(1/16))",
     "ef21": "ef21(topk(1/64))",
     "ef21w": "ef21w(topk(1/64), smoothness=(1, 4))",
