@@ -39,6 +39,7 @@ EXAMPLES: dict[str, list[str]] = {
              "topk(1/8, block=256, index='smallest') | int8"],
     "layers": ["layers(topk(1/16))", "layers(topk(1/4) | int4 | zstd)", "layers(int4, small=0)"],
     "kmeans": ["kmeans", "kmeans(3)", "kmeans(256)", "topk(0.1) | kmeans(2)"],
+    "pq": ["pq", "pq(4, 16, stages=3, block=64)", "pq(2, 7, block=2)"],
     "cst": ["cst(16)", "cst(128, bits=2)", "cst(1, bits=8)"],
     "anchor_delta": ["anchor_delta(16)", "anchor_delta(3, layers=5, group=2)", "anchor_delta(8, bins=(0.2,)) | rans"],
     "rans": ["int8 | rans", "bf16 | rans(segment=100)", "topk(1/16, index='smallest') | kmeans(4) | rans"],

@@ -37,6 +37,7 @@ from thinwire.codecs.integer import Integer, int2, int3, int4, int6, int8
 from thinwire.codecs.kmeans import KMeans, kmeans
 from thinwire.codecs.layers import Layers, layers
 from thinwire.codecs.log import Log, e2m0, e3m0, e4m0
+from thinwire.codecs.pq import PQ, pq, train_codebook
 from thinwire.codecs.precision import BF16, FP16, FP32, bf16, fp16, fp32
 from thinwire.codecs.rans import Rans, rans
 from thinwire.codecs.stages import Staged
@@ -57,6 +58,7 @@ __all__ = [
     "FEEDBACK",
     "FP16",
     "FP32",
+    "PQ",
     "STAGED",
     "AnchorDelta",
     "Budget",
@@ -105,11 +107,13 @@ __all__ = [
     "kmeans",
     "layers",
     "parse",
+    "pq",
     "rans",
     "require",
     "salient_tokens",
     "split_tokens",
     "topk",
+    "train_codebook",
     "train_dictionary",
     "warmup_shares",
     "zstd",
@@ -126,6 +130,7 @@ CODECS: Mapping[str, Callable[..., Codec]] = {
     "topk": TopK,
     "layers": layers,
     "kmeans": kmeans,
+    "pq": pq,
     "cst": cst,
     "anchor_delta": anchor_delta,
     "zstd": zstd,
