@@ -33,6 +33,7 @@ from thinwire.codecs.feedback import (
     ef21w,
     feedback,
 )
+from thinwire.codecs.filling import fill_demand
 from thinwire.codecs.integer import Integer, int2, int3, int4, int6, int8
 from thinwire.codecs.kmeans import KMeans, kmeans
 from thinwire.codecs.layers import Layers, layers
@@ -96,6 +97,7 @@ __all__ = [
     "ef21w",
     "encode",
     "feedback",
+    "fill_demand",
     "fp16",
     "fp32",
     "int2",
