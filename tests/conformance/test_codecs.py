@@ -28,6 +28,10 @@ EXAMPLES: dict[str, list[str]] = {
     "e3m0": ["e3m0", "e3m0(block=32)", "e3m0(rounding='stochastic')"],
     "topk": ["topk(1/64)", "topk(0.3)", "topk(1)", "topk(1/16) | int4", "topk(1/2) | topk(1/4) | e3m0",
              "topk(1/4) | int8(rounding='stochastic')"],
+    "dct": ["dct(1/128)", "dct(0.3, chunk=8)", "dct(1)", "dct(1/16) | int8"],
+    "rotation": ["rotation(block=64, rounds=2)", "rotation | int4(rounding='stochastic')"],
+    "hadamard": ["hadamard", "hadamard(bits=3, block=64, rounds=2)", "hadamard(bits=2, scale='least_squares')"],
+    "sketch": ["sketch(width=64)", "sketch(width=1000, rows=3, keep=20)"],
     "layers": ["layers(topk(1/16))", "layers(topk(1/4) | int4 | zstd)", "layers(int4, small=0)"],
     "zstd": ["zstd", "bf16 | zstd(level=1)", "int8 | zstd(level=-5)", "topk(1/64) | int4 | zstd"],
 }  # fmt: skip
@@ -136,12 +140,12 @@ def check_linear(codec: Codec, x: Tensor, y: Tensor) -> None:
     (name, a), (b,) = *codec.encode(x, 5).items(), codec.encode(y, 5).values()
     (c,) = codec.encode(x + 2 * y, 5).values()
     assert a.dtype == torch.float32
-    # One rounding a term: the sums may be taken in another order.
-    torch.testing.assert_close(c, a + 2 * b, rtol=2**-22, atol=0)
-    summed = codec.decode({name: a + b}, n, 5)
-    torch.testing.assert_close(
-        summed, codec.decode({name: a}, n, 5) + codec.decode({name: b}, n, 5), rtol=2**-22, atol=0
-    )
+    # One rounding a term: the sums may be taken in another order, and terms may cancel in a code that holds several.
+    terms = a.abs().max().item() + 2 * b.abs().max().item()
+    torch.testing.assert_close(c, a + 2 * b, rtol=0, atol=2**-22 * terms)
+    (due,) = codec.encode(x + y, 5).values()
+    decoded, summed = (codec.decode({name: code}, n, 5) for code in (due, a + b))
+    torch.testing.assert_close(summed, decoded, rtol=0, atol=2**-22 * terms)
 
 
 def check_bounds(codec: Codec, x: Tensor, draws: int = DRAWS) -> None:
@@ -173,6 +177,8 @@ def check_unbiased(codec: Codec, x: Tensor, draws: int = DRAWS) -> None:
     """
     if not codec.traits.unbiased or not len(x):
         return
+    if x.abs().max() > 2**-10 * torch.finfo(torch.float32).max:
+        return  # what is as often above as below would have to be beyond float32
     g = torch.Generator().manual_seed(1)
     onto = torch.stack([x.sign(), torch.ones_like(x), *torch.randn(3, len(x), generator=g).sign()]).double()
     errors = torch.stack([onto @ (d.double() - x.double()) for d in _decoded(codec, x, draws)])

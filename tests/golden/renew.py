@@ -30,6 +30,10 @@ ENCODED: dict[str, tuple[str, torch.Tensor]] = {
     "int4-stochastic": ("int4(block=8, rounding='stochastic')", LONG),
     "e3m0": ("e3m0(block=8)", SHORT),
     "topk-int4-zstd": ("topk(1/4) | int4(block=8) | zstd", LONG),
+    "dct-int8": ("dct(1/8) | int8", LONG),
+    "rotation-int4": ("rotation(block=64) | int4(block=32)", LONG),
+    "hadamard": ("hadamard(bits=3, block=64, rounds=2)", LONG[:62]),
+    "sketch": ("sketch(width=8, rows=3)", LONG),
     "empty": ("topk(1/4) | e3m0", torch.zeros(0)),
 }
 

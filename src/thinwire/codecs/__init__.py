@@ -16,11 +16,15 @@ from collections.abc import Callable, Mapping
 from thinwire.codecs.base import Codec, Shapes, Traits, require
 from thinwire.codecs.cards import CodecCard, card
 from thinwire.codecs.chain import Chain
+from thinwire.codecs.dct import DCT, dct
 from thinwire.codecs.e3m0 import E3M0, e3m0
 from thinwire.codecs.feedback import FEEDBACK, ErrorFeedback, Feedback, feedback
+from thinwire.codecs.hadamard import Hadamard, hadamard
 from thinwire.codecs.integer import Integer, int4, int8
 from thinwire.codecs.layers import Layers, layers
 from thinwire.codecs.precision import BF16, FP16, FP32, bf16, fp16, fp32
+from thinwire.codecs.rotation import Rotation, rotation
+from thinwire.codecs.sketch import Sketch, sketch
 from thinwire.codecs.stages import Staged
 from thinwire.codecs.topk import TopK, topk
 from thinwire.codecs.zstd import Zstd, zstd
@@ -29,9 +33,10 @@ from thinwire.expressions import Words, evaluate
 from thinwire.packet import Fields, Layout
 
 __all__ = [
-    "BF16", "CODECS", "E3M0", "FEEDBACK", "FP16", "FP32", "STAGED", "Chain", "Codec", "CodecCard", "ErrorFeedback",
-    "Feedback", "Fields", "How", "Integer", "Layers", "Layout", "Shapes", "Staged", "TopK", "Traits", "Zstd", "bf16",
-    "describe", "e3m0", "feedback", "fp16", "fp32", "int4", "int8", "layers", "parse", "require", "topk", "zstd",
+    "BF16", "CODECS", "DCT", "E3M0", "FEEDBACK", "FP16", "FP32", "STAGED", "Chain", "Codec", "CodecCard",
+    "ErrorFeedback", "Feedback", "Fields", "Hadamard", "How", "Integer", "Layers", "Layout", "Rotation", "Shapes",
+    "Sketch", "Staged", "TopK", "Traits", "Zstd", "bf16", "dct", "describe", "e3m0", "feedback", "fp16", "fp32",
+    "hadamard", "int4", "int8", "layers", "parse", "require", "rotation", "sketch", "topk", "zstd",
 ]  # fmt: skip
 
 #: Every codec by the name it has in expressions; called, an entry gives the codec.
@@ -43,6 +48,10 @@ CODECS: Mapping[str, Callable[..., Codec]] = {
     "int4": int4,
     "e3m0": e3m0,
     "topk": TopK,
+    "dct": DCT,
+    "rotation": rotation,
+    "hadamard": hadamard,
+    "sketch": Sketch,
     "layers": layers,
     "zstd": zstd,
 }
@@ -58,6 +67,8 @@ _WORDS = Words("codec", _NAMES, "topk(1/64) | int4 | zstd or feedback(int4(block
 #: What stands for those that cannot be shown by their name alone.
 _SHOWN = {
     "topk": "topk(1/64)",
+    "dct": "dct(1/128)",
+    "sketch": "sketch(width=50000)",
     "layers": "layers(topk(1/64))",
     "feedback": "feedback(topk(1/64))",
 }
