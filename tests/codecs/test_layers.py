@@ -55,9 +55,7 @@ def test_a_codec_for_each_layer():
         "int8": (torch.int8, 128),
         **{name: entry for name, entry in codec.layout(N).items() if name not in ("float32", "int8")},
     }
-    with pytest.raises(
-        ConfigError, match="3 codecs for 2 parameters that are not small\n  expected  one for all of them"
-    ):
+    with pytest.raises(ConfigError, match="3 codecs for 2 parameters that are not small\n  expected  one for all"):
         layers(int8, int4, topk(1 / 2), small=16).fit(SHAPES)
 
 

@@ -14,30 +14,102 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from thinwire.codecs.base import Codec, Shapes, Traits, require
+from thinwire.codecs.budget import Budget, budget
 from thinwire.codecs.cards import CodecCard, card
 from thinwire.codecs.chain import Chain
 from thinwire.codecs.dct import DCT, dct
-from thinwire.codecs.e3m0 import E3M0, e3m0
-from thinwire.codecs.feedback import FEEDBACK, ErrorFeedback, Feedback, feedback
+from thinwire.codecs.feedback import (
+    EF21,
+    EF21SGDM,
+    EF21W,
+    FEEDBACK,
+    EControl,
+    ErrorFeedback,
+    Feedback,
+    econtrol,
+    ef21,
+    ef21_sgdm,
+    ef21w,
+    feedback,
+)
 from thinwire.codecs.hadamard import Hadamard, hadamard
-from thinwire.codecs.integer import Integer, int4, int8
+from thinwire.codecs.integer import Integer, int2, int3, int4, int6, int8
 from thinwire.codecs.layers import Layers, layers
+from thinwire.codecs.log import Log, e2m0, e3m0, e4m0
 from thinwire.codecs.precision import BF16, FP16, FP32, bf16, fp16, fp32
 from thinwire.codecs.rotation import Rotation, rotation
 from thinwire.codecs.sketch import Sketch, sketch
 from thinwire.codecs.stages import Staged
-from thinwire.codecs.topk import TopK, topk
+from thinwire.codecs.topk import TopK, topk, warmup_shares
+from thinwire.codecs.whole import decode, encode
 from thinwire.codecs.zstd import Zstd, zstd
 from thinwire.errors import ConfigError
 from thinwire.expressions import Words, evaluate
 from thinwire.packet import Fields, Layout
 
 __all__ = [
-    "BF16", "CODECS", "DCT", "E3M0", "FEEDBACK", "FP16", "FP32", "STAGED", "Chain", "Codec", "CodecCard",
-    "ErrorFeedback", "Feedback", "Fields", "Hadamard", "How", "Integer", "Layers", "Layout", "Rotation", "Shapes",
-    "Sketch", "Staged", "TopK", "Traits", "Zstd", "bf16", "dct", "describe", "e3m0", "feedback", "fp16", "fp32",
-    "hadamard", "int4", "int8", "layers", "parse", "require", "rotation", "sketch", "topk", "zstd",
-]  # fmt: skip
+    "BF16",
+    "CODECS",
+    "DCT",
+    "EF21",
+    "EF21SGDM",
+    "EF21W",
+    "FEEDBACK",
+    "FP16",
+    "FP32",
+    "STAGED",
+    "Budget",
+    "Chain",
+    "Codec",
+    "CodecCard",
+    "EControl",
+    "ErrorFeedback",
+    "Feedback",
+    "Fields",
+    "Hadamard",
+    "How",
+    "Integer",
+    "Layers",
+    "Layout",
+    "Log",
+    "Rotation",
+    "Shapes",
+    "Sketch",
+    "Staged",
+    "TopK",
+    "Traits",
+    "Zstd",
+    "bf16",
+    "budget",
+    "dct",
+    "decode",
+    "describe",
+    "e2m0",
+    "e3m0",
+    "e4m0",
+    "econtrol",
+    "ef21",
+    "ef21_sgdm",
+    "ef21w",
+    "encode",
+    "feedback",
+    "fp16",
+    "fp32",
+    "hadamard",
+    "int2",
+    "int3",
+    "int4",
+    "int6",
+    "int8",
+    "layers",
+    "parse",
+    "require",
+    "rotation",
+    "sketch",
+    "topk",
+    "warmup_shares",
+    "zstd",
+]
 
 #: Every codec by the name it has in expressions; called, an entry gives the codec.
 CODECS: Mapping[str, Callable[..., Codec]] = {
@@ -54,10 +126,17 @@ CODECS: Mapping[str, Callable[..., Codec]] = {
     "sketch": Sketch,
     "layers": layers,
     "zstd": zstd,
+    "int6": int6,
+    "int3": int3,
+    "int2": int2,
+    "e4m0": e4m0,
+    "e2m0": e2m0,
 }
 
 #: Rounds of several exchanges, by the name they have in expressions.
-STAGED: Mapping[str, Callable[..., Staged]] = {}
+STAGED: Mapping[str, Callable[..., Staged]] = {
+    "budget": budget,
+}
 
 #: How a vector is written: the answer to one of a round's six questions.
 How = Codec | Staged | Feedback
@@ -69,8 +148,13 @@ _SHOWN = {
     "topk": "topk(1/64)",
     "dct": "dct(1/128)",
     "sketch": "sketch(width=50000)",
-    "layers": "layers(topk(1/64))",
     "feedback": "feedback(topk(1/64))",
+    "layers": "layers(topk(1/64))",
+    "budget": "budget(topk(1/256), topk(1/64), topk(1/16))",
+    "ef21": "ef21(topk(1/64))",
+    "ef21w": "ef21w(topk(1/64), smoothness=(1, 4))",
+    "ef21_sgdm": "ef21_sgdm(topk(1/64))",
+    "econtrol": "econtrol(topk(1/64))",
 }
 
 
