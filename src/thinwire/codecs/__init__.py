@@ -32,14 +32,17 @@ from thinwire.codecs.feedback import (
     ef21w,
     feedback,
 )
+from thinwire.codecs.fetchsgd import FetchSGD, fetchsgd
 from thinwire.codecs.hadamard import Hadamard, hadamard
 from thinwire.codecs.integer import Integer, int2, int3, int4, int6, int8
 from thinwire.codecs.layers import Layers, layers
 from thinwire.codecs.log import Log, e2m0, e3m0, e4m0
+from thinwire.codecs.powersgd import PowerSGD, powersgd
 from thinwire.codecs.precision import BF16, FP16, FP32, bf16, fp16, fp32
 from thinwire.codecs.rotation import Rotation, rotation
 from thinwire.codecs.sketch import Sketch, sketch
 from thinwire.codecs.stages import Staged
+from thinwire.codecs.tagc import TAGC, tagc
 from thinwire.codecs.topk import TopK, topk, warmup_shares
 from thinwire.codecs.whole import decode, encode
 from thinwire.codecs.zstd import Zstd, zstd
@@ -58,6 +61,7 @@ __all__ = [
     "FP16",
     "FP32",
     "STAGED",
+    "TAGC",
     "Budget",
     "Chain",
     "Codec",
@@ -65,6 +69,7 @@ __all__ = [
     "EControl",
     "ErrorFeedback",
     "Feedback",
+    "FetchSGD",
     "Fields",
     "Hadamard",
     "How",
@@ -72,6 +77,7 @@ __all__ = [
     "Layers",
     "Layout",
     "Log",
+    "PowerSGD",
     "Rotation",
     "Shapes",
     "Sketch",
@@ -93,6 +99,7 @@ __all__ = [
     "ef21w",
     "encode",
     "feedback",
+    "fetchsgd",
     "fp16",
     "fp32",
     "hadamard",
@@ -103,9 +110,11 @@ __all__ = [
     "int8",
     "layers",
     "parse",
+    "powersgd",
     "require",
     "rotation",
     "sketch",
+    "tagc",
     "topk",
     "warmup_shares",
     "zstd",
@@ -135,6 +144,9 @@ CODECS: Mapping[str, Callable[..., Codec]] = {
 
 #: Rounds of several exchanges, by the name they have in expressions.
 STAGED: Mapping[str, Callable[..., Staged]] = {
+    "powersgd": PowerSGD,
+    "fetchsgd": FetchSGD,
+    "tagc": TAGC,
     "budget": budget,
 }
 
@@ -148,6 +160,7 @@ _SHOWN = {
     "topk": "topk(1/64)",
     "dct": "dct(1/128)",
     "sketch": "sketch(width=50000)",
+    "fetchsgd": "fetchsgd(0.01, width=50000)",
     "feedback": "feedback(topk(1/64))",
     "layers": "layers(topk(1/64))",
     "budget": "budget(topk(1/256), topk(1/64), topk(1/16))",

@@ -73,11 +73,13 @@ class Plan:
     """In what order to peel: elements' positions in [blocks * lane], and the third that shows each; by rounds.
 
     rounds    pairs (positions, third)
-    leftover  bool [blocks, lane]: elements of the union that cannot be peeled
+    sent      bool [blocks, lane]: elements of the union that can be peeled
+    leftover  bool [blocks, lane]: the others
     """
 
     table: Table
     rounds: list[tuple[Tensor, int]]
+    sent: Tensor
     leftover: Tensor
 
     def peel(self, sums: Tensor) -> Tensor:
@@ -85,9 +87,7 @@ class Plan:
 
         Elements that are left over must not have been folded in.
         """
-        values, cells = self._solve(sums)
-        del cells
-        return values.view_as(self.leftover)
+        return self._solve(sums)[0].view_as(self.sent)
 
     def estimate(self, sums: Tensor) -> Tensor:
         """As `peel`, for tables with everything folded in: what is left over gets the median of its three cells."""
@@ -95,7 +95,7 @@ class Plan:
         left = self.leftover.view(-1).nonzero().squeeze(1)
         seen = torch.stack([cells[_cells(self.table, left, j)] * _signs(self.table, left, j) for j in range(3)])
         values[left] = seen.median(dim=0).values
-        return values.view_as(self.leftover)
+        return values.view_as(self.sent)
 
     def _solve(self, sums: Tensor) -> tuple[Tensor, Tensor]:
         values = torch.zeros(self.leftover.numel(), dtype=torch.int32)
@@ -128,7 +128,8 @@ def plan(table: Table, union: Tensor) -> Plan:
             remaining, where = remaining[~alone], where[:, ~alone]
     leftover = torch.zeros(union.numel(), dtype=torch.bool)
     leftover[remaining] = True
-    return Plan(table, rounds, leftover.view_as(union))
+    leftover = leftover.view_as(union)
+    return Plan(table, rounds, union & ~leftover, leftover)
 
 
 def rows_for(nonzeros: int) -> int:

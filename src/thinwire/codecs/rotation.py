@@ -171,6 +171,9 @@ def _hadamard(x: Tensor, width: int, down: float, *, back: bool = False) -> None
     A block is a matrix of 2^i rows: first along its columns, then, transposed, along what were its rows, because sums
     of neighbours at short distances are slow. The way back exchanges the two.
     """
+    if width == 1:
+        x.mul_(2.0**-down)
+        return
     j = width.bit_length() - 1
     sides = [1 << (j + 1) // 2, 1 << j // 2]
     a, b = x.mul_(2.0 ** (-j / 2 - down)), torch.empty_like(x)
