@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
 from thinwire.codecs import RandK, parse, randk
 from thinwire.codecs.randk import _drawn
@@ -11,13 +12,19 @@ from thinwire.errors import ConfigError
 from thinwire.randomness import mix
 
 CPU = torch.device("cpu")
+
+
+def drawn(n: int, k: int, key: int) -> Tensor:
+    return torch.cat([p for _, _, p in _drawn(n, k, key, CPU)])
+
+
 X = torch.randn(1000, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize(("n", "k"), [(1, 1), (7, 3), (7, 7), (1000, 1), (1000, 999), (1000, 300), (2**33 + 5, 1000)])
 def test_entries_are_drawn_without_replacement(n: int, k: int) -> None:
     for key in range(20):
-        p = _drawn(n, k, mix(key), CPU)
+        p = drawn(n, k, mix(key))
         assert len(p.unique()) == k
         assert 0 <= int(p.min()) <= int(p.max()) < n
 
@@ -28,13 +35,13 @@ def test_every_entry_is_drawn_equally_often(n: int, k: int) -> None:
     draws = 2000
     counts = torch.zeros(n)
     for key in range(draws):
-        counts[_drawn(n, k, mix(key), CPU)] += 1
+        counts[drawn(n, k, mix(key))] += 1
     expected = draws * k / n
     assert float(((counts - expected) ** 2 / expected).sum()) < n + 5 * (2 * n) ** 0.5
 
 
 def test_all_parts_are_heard_each_time() -> None:
-    counts = torch.bincount(_drawn(1 << 16, 1 << 10, 5, CPU) >> 12, minlength=16)
+    counts = torch.bincount(drawn(1 << 16, 1 << 10, 5) >> 12, minlength=16)
     assert int(counts.min()) >= 62
     assert int(counts.max()) <= 66
 
@@ -43,6 +50,16 @@ def test_entries_change_with_the_key_alone() -> None:
     a, b = randk(0.1).encode(X, 1)["value"], randk(0.1).encode(2 * X, 1)["value"]
     assert torch.equal(2 * a, b)
     assert not torch.equal(randk(0.1).encode(X, 2)["value"], a)
+
+
+def test_pieces_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    from thinwire.codecs import blocks
+
+    p, fields = drawn(100_003, 5000, 7), randk(1 / 3).encode(X, 7)
+    monkeypatch.setitem(blocks._PIECE, "cpu", 100)
+    assert torch.equal(drawn(100_003, 5000, 7), p)
+    assert torch.equal(randk(1 / 3).encode(X, 7)["value"], fields["value"])
+    assert torch.equal(p.sort().values, p.roll(-int((p.diff() < 0).nonzero()) - 1))  # ascending but for the end
 
 
 def test_what_is_decoded() -> None:

@@ -4,14 +4,14 @@
 
     scaled=True    n/k times that, unbiased
 
-The draw: cut the vector into k strata, floor(j n / k) to floor((j+1) n / k); take one entry of each, uniformly; shift
-all of them round the end of the vector by one uniform offset. The k entries differ, and each of the n is drawn with
-probability k/n: a stratum of size m holds an entry for m of n offsets, and draws it then with probability 1/m.
+The draw: cut the vector into k strata of n/k entries, more or less one; take one entry of each, uniformly; shift all
+of them round the end of the vector by one uniform offset. The k entries differ, and each of the n is drawn with
+probability k/n: a stratum of size m holds an entry for m of the n offsets, and draws it then with probability 1/m.
 
 Error   unscaled: E||x - C(x)||^2 = (1 - k/n) ||x||^2; biased: wants ErrorFeedback. scaled: omega = n/k - 1, unbiased up
         to 2^-32 n/k; results beyond the range of float32 are clamped to it.
 Size    4k bytes of values in the order of the draw, nothing else. Linear: members with one key send sums.
-Cost    k of each: hashes, a multiplication, a read. No permutation, no table, no sort; reads go through x once.
+Cost    a hash, two multiplications and a read for each of k. No permutation, no sort; reads go through x once.
 Source  Stich, Cordonnier & Jaggi 2018, arXiv:1809.07599, Def. 2.1 (rand-k); Konecny et al. 2016, arXiv:1610.05492
         (random masks from a seed).
 Differs they draw among all sets of k entries; ours are one in each stratum. The bounds need the probability of single
@@ -21,13 +21,14 @@ Differs they draw among all sets of k entries; ours are one in each stratum. The
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass
 
 import torch
 from torch import Tensor
 
 from thinwire.codecs.base import Codec, Traits, require
-from thinwire.codecs.blocks import HUGE
+from thinwire.codecs.blocks import HUGE, pieces
 from thinwire.errors import ConfigError
 from thinwire.packet import Fields, Layout
 from thinwire.randomness import mix, random_bytes
@@ -77,15 +78,19 @@ class RandK(Codec):
 
     def encode(self, x: Tensor, key: int) -> Fields:
         n = len(x)
-        return {"value": x.index_select(0, _drawn(n, self.layout(n)["value"][1], key, x.device))}
+        value = x.new_empty(self.layout(n)["value"][1])
+        for start, stop, p in _drawn(n, len(value), key, x.device):
+            value[start:stop] = x.index_select(0, p)
+        return {"value": value}
 
     def decode(self, fields: Fields, n: int, key: int) -> Tensor:
         require(fields, self.layout(n))
         value = fields["value"]
-        k = len(value)
-        if self.scaled and k:
-            value = value.mul(n / k).clamp_(-HUGE, HUGE)
-        return value.new_zeros(n).index_copy_(0, _drawn(n, k, key, value.device), value)  # [n]
+        x = value.new_zeros(n)
+        for start, stop, p in _drawn(n, len(value), key, value.device):
+            kept = value[start:stop]
+            x.index_copy_(0, p, kept.mul(n / len(value)).clamp_(-HUGE, HUGE) if self.scaled else kept)
+        return x
 
     def contraction(self, n: int) -> float | None:
         return None if self.scaled else self._kept(n)
@@ -98,16 +103,18 @@ class RandK(Codec):
         return self.layout(n)["value"][1] / n if n else 1.0
 
 
-def _drawn(n: int, k: int, key: int, device: torch.device) -> Tensor:
-    """Positions, all different; int64 [k]."""
-    if not k:
-        return torch.empty(0, dtype=torch.int64, device=device)
-    edge = torch.arange(k + 1, device=device)
-    edge = edge * (n // k) + edge * (n % k) // k  # [k + 1]
-    word = random_bytes(key, 4 * k, device).view(torch.int32).long() & 0xFFFFFFFF
-    p = edge[:-1] + (word * edge.diff() >> 32)
-    p += mix(key, _OFFSET) % n
-    return p.sub_((p >= n).long().mul_(n))
+def _drawn(n: int, k: int, key: int, device: torch.device) -> Iterator[tuple[int, int, Tensor]]:
+    """(start, stop, positions of the kept entries [start, stop), int64), in pieces that stay in the cache."""
+    bits = min(32, 62 - n.bit_length())
+    step = (n << bits) // max(1, k)
+    offset = mix(key, _OFFSET) % max(1, n)
+    for start, stop, _ in pieces(k, 1, device):
+        edge = (torch.arange(start, stop + 1, device=device) * step).bitwise_right_shift_(bits)
+        if stop == k:
+            edge[-1] = n
+        word = random_bytes(key, 4 * (stop - start), device, start=4 * start).view(torch.int32).long() & 0xFFFFFFFF
+        p = word.mul_(edge.diff()).bitwise_right_shift_(32).add_(edge[:-1]).add_(offset)
+        yield start, stop, p.sub_((p >= n).long().mul_(n))
 
 
 randk = RandK
