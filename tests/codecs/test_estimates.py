@@ -13,7 +13,20 @@ from torch import Tensor
 
 from memories import Members, vectors
 from thinwire.codecs import (
-    EControl, EF21SGDM, Feedback, Staged, econtrol, ef21, ef21_sgdm, ef21w, feedback, fp16, fp32, int4, int8, parse,
+    EF21SGDM,
+    EControl,
+    Feedback,
+    Staged,
+    econtrol,
+    ef21,
+    ef21_sgdm,
+    ef21w,
+    feedback,
+    fp16,
+    fp32,
+    int4,
+    int8,
+    parse,
     topk,
 )  # fmt: skip
 from thinwire.codecs.base import Shapes

@@ -39,6 +39,7 @@ EXAMPLES: dict[str, list[str]] = {
              "topk(1/8, block=256, index='smallest') | int8"],
     "layers": ["layers(topk(1/16))", "layers(topk(1/4) | int4 | zstd)", "layers(int4, small=0)"],
     "zstd": ["zstd", "bf16 | zstd(level=1)", "int8 | zstd(level=-5)", "topk(1/64) | int4 | zstd"],
+    "randk": ["randk(1/8)", "randk(0.3, scaled=True)", "randk(1/2, scaled=True) | int8(rounding='stochastic')"],
 }  # fmt: skip
 CODEC_EXPRESSIONS = [expression for expressions in EXAMPLES.values() for expression in expressions]
 LENGTHS = (0, 1, 7, 255, 256, 257, 1000)
@@ -148,14 +149,15 @@ def check_linear(codec: Codec, x: Tensor, y: Tensor) -> None:
     # One rounding a term: the sums may be taken in another order.
     torch.testing.assert_close(c, a + 2 * b, rtol=2**-22, atol=0)
     summed = codec.decode({name: a + b}, n, 5)
-    torch.testing.assert_close(
-        summed, codec.decode({name: a}, n, 5) + codec.decode({name: b}, n, 5), rtol=2**-22, atol=0
-    )
+    one, other = codec.decode({name: a}, n, 5), codec.decode({name: b}, n, 5)
+    # Decoding may round once (a factor); where the terms nearly cancel, that is large beside their sum.
+    assert bool(((summed - (one + other)).abs() <= 2**-22 * (one.abs() + other.abs())).all())
 
 
 def check_bounds(codec: Codec, x: Tensor, draws: int = DRAWS) -> None:
     """The mean of ||C(x) - x||^2 over keys keeps to what is claimed, up to 5 standard errors of the mean."""
     delta, omega, n = codec.contraction(len(x)), codec.variance(len(x)), len(x)
+    x = _within_range(codec, x)
     if codec.traits.wants_feedback:
         assert delta is not None
         assert delta > 0, "error feedback converges with contractive codecs only"
@@ -182,12 +184,19 @@ def check_unbiased(codec: Codec, x: Tensor, draws: int = DRAWS) -> None:
     """
     if not codec.traits.unbiased or not len(x):
         return
+    x = _within_range(codec, x)
     g = torch.Generator().manual_seed(1)
     onto = torch.stack([x.sign(), torch.ones_like(x), *torch.randn(3, len(x), generator=g).sign()]).double()
     errors = torch.stack([onto @ (d.double() - x.double()) for d in _decoded(codec, x, draws)])
     resolution = len(x) * (2.0**-16 * x.abs().max().item() + NEGLIGIBLE)
     for projection in errors.T:
         assert abs(projection.mean().item()) <= 5 * _standard_error(projection) + resolution
+
+
+def _within_range(codec: Codec, x: Tensor) -> Tensor:
+    """x, or x smaller by 1 + omega: what an unbiased sparsifier keeps arrives so many times as large as it was."""
+    omega = codec.variance(len(x))
+    return x if omega is None or omega < 1 / 4 or not len(x) else x / (1 + omega)
 
 
 def check_refusals(codec: Codec, x: Tensor) -> None:

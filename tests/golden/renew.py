@@ -43,6 +43,7 @@ ENCODED: dict[str, tuple[str, torch.Tensor]] = {
     "topk-varint": ("topk(1/16, index='varint')", LONG),
     "topk-elias-fano": ("topk(1/16, index='elias_fano')", LONG),
     "topk-smallest": ("topk(1/4, index='smallest', block=16)", LONG),
+    "randk": ("randk(1/4)", LONG),
 }
 
 

@@ -35,6 +35,7 @@ from thinwire.codecs.integer import Integer, int2, int3, int4, int6, int8
 from thinwire.codecs.layers import Layers, layers
 from thinwire.codecs.log import Log, e2m0, e3m0, e4m0
 from thinwire.codecs.precision import BF16, FP16, FP32, bf16, fp16, fp32
+from thinwire.codecs.randk import RandK, randk
 from thinwire.codecs.stages import Staged
 from thinwire.codecs.topk import TopK, topk, warmup_shares
 from thinwire.codecs.whole import decode, encode
@@ -66,6 +67,7 @@ __all__ = [
     "Layers",
     "Layout",
     "Log",
+    "RandK",
     "Shapes",
     "Staged",
     "TopK",
@@ -93,6 +95,7 @@ __all__ = [
     "int8",
     "layers",
     "parse",
+    "randk",
     "require",
     "topk",
     "warmup_shares",
@@ -115,6 +118,7 @@ CODECS: Mapping[str, Callable[..., Codec]] = {
     "int2": int2,
     "e4m0": e4m0,
     "e2m0": e2m0,
+    "randk": RandK,
 }
 
 #: Rounds of several exchanges, by the name they have in expressions.
@@ -130,6 +134,7 @@ _WORDS = Words("codec", _NAMES, "topk(1/64) | int4 | zstd or feedback(int4(block
 #: What stands for those that cannot be shown by their name alone.
 _SHOWN = {
     "topk": "topk(1/64)",
+    "randk": "randk(1/64)",
     "feedback": "feedback(topk(1/64))",
     "layers": "layers(topk(1/64))",
     "budget": "budget(topk(1/256), topk(1/64), topk(1/16))",
