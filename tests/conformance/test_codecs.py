@@ -23,6 +23,7 @@ EXAMPLES: dict[str, list[str]] = {
     "fp32": ["fp32", "fp32 | int8", "fp32 | fp32"],
     "bf16": ["bf16"],
     "fp16": ["fp16"],
+    "fp8": ["fp8", "fp8('e5m2', block=64)"],
     "int8": ["int8", "int8(block=64)", "int8(block=2)", "int8(rounding='stochastic')", "int8(grid='minmax')"],
     "int6": ["int6", "int6(grid='zero')"],
     "int4": ["int4", "int4(block=256)", "int4(block=64, rounding='stochastic')", "int4(grid='zero')",

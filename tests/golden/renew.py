@@ -25,6 +25,8 @@ LONG = torch.cat([SHORT * scale for scale in (1.0, -0.5, 0.25, 2.0, 0.0, 1e-3, 1
 ENCODED: dict[str, tuple[str, torch.Tensor]] = {
     "fp32": ("fp32", SHORT),
     "bf16": ("bf16", SHORT),
+    "fp8": ("fp8(block=8)", LONG),
+    "fp8-e5m2": ("fp8('e5m2', block=8)", LONG),
     "int8": ("int8", SHORT),
     "int4": ("int4(block=8)", SHORT),
     "int4-stochastic": ("int4(block=8, rounding='stochastic')", LONG),

@@ -17,6 +17,7 @@ from thinwire.codecs.base import Codec, Traits, require
 from thinwire.codecs.cards import CodecCard, card
 from thinwire.codecs.chain import Chain
 from thinwire.codecs.feedback import ErrorFeedback, feedback
+from thinwire.codecs.fp8 import FP8, fp8
 from thinwire.codecs.integer import Integer, int2, int3, int4, int6, int8
 from thinwire.codecs.log import Log, e2m0, e3m0, e4m0
 from thinwire.codecs.precision import BF16, FP16, FP32, bf16, fp16, fp32
@@ -27,8 +28,8 @@ from thinwire.expressions import Words, evaluate
 from thinwire.packet import Fields, Layout
 
 __all__ = [
-    "BF16", "CODECS", "FP16", "FP32", "Chain", "Codec", "CodecCard", "ErrorFeedback", "Fields", "Integer", "Layout",
-    "Log", "TopK", "Traits", "Zstd", "bf16", "describe", "e2m0", "e3m0", "e4m0", "feedback", "fp16", "fp32", "int2",
+    "BF16", "CODECS", "FP16", "FP32", "FP8", "Chain", "Codec", "CodecCard", "ErrorFeedback", "Fields", "Integer", "Layout",
+    "Log", "TopK", "Traits", "Zstd", "bf16", "describe", "e2m0", "e3m0", "e4m0", "feedback", "fp16", "fp32", "fp8", "int2",
     "int3", "int4", "int6", "int8", "parse", "require", "topk", "zstd",
 ]  # fmt: skip
 
@@ -37,6 +38,7 @@ CODECS: Mapping[str, Callable[..., Codec]] = {
     "fp32": FP32,
     "bf16": BF16,
     "fp16": FP16,
+    "fp8": fp8,
     "int8": int8,
     "int6": int6,
     "int4": int4,
