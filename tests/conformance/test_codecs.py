@@ -33,6 +33,7 @@ EXAMPLES: dict[str, list[str]] = {
     "e4m0": ["e4m0"],
     "e3m0": ["e3m0", "e3m0(block=32)", "e3m0(rounding='stochastic')"],
     "e2m0": ["e2m0", "e2m0(block=16, rounding='stochastic')"],
+    "sign": ["sign", "sign(block=64, scale='two-means')", "topk(1/4) | sign(block=64)"],
     "topk": ["topk(1/64)", "topk(0.3)", "topk(1)", "topk(1/16) | int4", "topk(1/2) | topk(1/4) | e3m0",
              "topk(1/4) | int8(rounding='stochastic')"],
     "zstd": ["zstd", "bf16 | zstd(level=1)", "int8 | zstd(level=-5)", "topk(1/64) | int4 | zstd"],

@@ -37,6 +37,8 @@ ENCODED: dict[str, tuple[str, torch.Tensor]] = {
     "e3m0": ("e3m0(block=8)", SHORT),
     "e2m0": ("e2m0(block=8)", SHORT),
     "e4m0": ("e4m0(block=8)", LONG),
+    "sign": ("sign(block=8)", SHORT),
+    "sign-two-means": ("sign(block=8, scale='two-means')", LONG),
     "topk-int4-zstd": ("topk(1/4) | int4(block=8) | zstd", LONG),
     "empty": ("topk(1/4) | e3m0", torch.zeros(0)),
 }

@@ -21,6 +21,7 @@ from thinwire.codecs.fp8 import FP8, fp8
 from thinwire.codecs.integer import Integer, int2, int3, int4, int6, int8
 from thinwire.codecs.log import Log, e2m0, e3m0, e4m0
 from thinwire.codecs.precision import BF16, FP16, FP32, bf16, fp16, fp32
+from thinwire.codecs.sign import Sign, sign
 from thinwire.codecs.topk import TopK, topk
 from thinwire.codecs.zstd import Zstd, zstd
 from thinwire.errors import ConfigError
@@ -28,9 +29,9 @@ from thinwire.expressions import Words, evaluate
 from thinwire.packet import Fields, Layout
 
 __all__ = [
-    "BF16", "CODECS", "FP16", "FP32", "FP8", "Chain", "Codec", "CodecCard", "ErrorFeedback", "Fields", "Integer", "Layout",
-    "Log", "TopK", "Traits", "Zstd", "bf16", "describe", "e2m0", "e3m0", "e4m0", "feedback", "fp16", "fp32", "fp8", "int2",
-    "int3", "int4", "int6", "int8", "parse", "require", "topk", "zstd",
+    "BF16", "CODECS", "FP8", "FP16", "FP32", "Chain", "Codec", "CodecCard", "ErrorFeedback", "Fields", "Integer",
+    "Layout", "Log", "Sign", "TopK", "Traits", "Zstd", "bf16", "describe", "e2m0", "e3m0", "e4m0", "feedback", "fp8",
+    "fp16", "fp32", "int2", "int3", "int4", "int6", "int8", "parse", "require", "sign", "topk", "zstd",
 ]  # fmt: skip
 
 #: Every codec by the name it has in expressions; called, an entry gives the codec.
@@ -47,6 +48,7 @@ CODECS: Mapping[str, Callable[..., Codec]] = {
     "e4m0": e4m0,
     "e3m0": e3m0,
     "e2m0": e2m0,
+    "sign": sign,
     "topk": TopK,
     "zstd": zstd,
 }
