@@ -20,8 +20,11 @@ from thinwire.codecs.feedback import ErrorFeedback, feedback
 from thinwire.codecs.fp8 import FP8, fp8
 from thinwire.codecs.integer import Integer, int2, int3, int4, int6, int8
 from thinwire.codecs.log import Log, e2m0, e3m0, e4m0
+from thinwire.codecs.natural import Natural, natural
 from thinwire.codecs.precision import BF16, FP16, FP32, bf16, fp16, fp32
+from thinwire.codecs.qsgd import QSGD, qsgd
 from thinwire.codecs.sign import Sign, sign
+from thinwire.codecs.terngrad import TernGrad, terngrad
 from thinwire.codecs.topk import TopK, topk
 from thinwire.codecs.zstd import Zstd, zstd
 from thinwire.errors import ConfigError
@@ -29,9 +32,10 @@ from thinwire.expressions import Words, evaluate
 from thinwire.packet import Fields, Layout
 
 __all__ = [
-    "BF16", "CODECS", "FP8", "FP16", "FP32", "Chain", "Codec", "CodecCard", "ErrorFeedback", "Fields", "Integer",
-    "Layout", "Log", "Sign", "TopK", "Traits", "Zstd", "bf16", "describe", "e2m0", "e3m0", "e4m0", "feedback", "fp8",
-    "fp16", "fp32", "int2", "int3", "int4", "int6", "int8", "parse", "require", "sign", "topk", "zstd",
+    "BF16", "CODECS", "FP8", "FP16", "FP32", "QSGD", "Chain", "Codec", "CodecCard", "ErrorFeedback", "Fields",
+    "Integer", "Layout", "Log", "Natural", "Sign", "TernGrad", "TopK", "Traits", "Zstd", "bf16", "describe", "e2m0",
+    "e3m0", "e4m0", "feedback", "fp8", "fp16", "fp32", "int2", "int3", "int4", "int6", "int8", "natural", "parse",
+    "qsgd", "require", "sign", "terngrad", "topk", "zstd",
 ]  # fmt: skip
 
 #: Every codec by the name it has in expressions; called, an entry gives the codec.
@@ -48,6 +52,9 @@ CODECS: Mapping[str, Callable[..., Codec]] = {
     "e4m0": e4m0,
     "e3m0": e3m0,
     "e2m0": e2m0,
+    "natural": natural,
+    "qsgd": qsgd,
+    "terngrad": terngrad,
     "sign": sign,
     "topk": TopK,
     "zstd": zstd,
