@@ -31,12 +31,17 @@ from thinwire.codecs.feedback import (
     ef21w,
     feedback,
 )
+from thinwire.codecs.fp8 import FP8, fp8
 from thinwire.codecs.integer import Integer, int2, int3, int4, int6, int8
 from thinwire.codecs.layers import Layers, layers
 from thinwire.codecs.log import Log, e2m0, e3m0, e4m0
+from thinwire.codecs.natural import Natural, natural
 from thinwire.codecs.precision import BF16, FP16, FP32, bf16, fp16, fp32
+from thinwire.codecs.qsgd import QSGD, qsgd
 from thinwire.codecs.randk import RandK, randk
+from thinwire.codecs.sign import Sign, sign
 from thinwire.codecs.stages import Staged
+from thinwire.codecs.terngrad import TernGrad, terngrad
 from thinwire.codecs.topk import TopK, topk, warmup_shares
 from thinwire.codecs.whole import decode, encode
 from thinwire.codecs.zstd import Zstd, zstd
@@ -51,8 +56,10 @@ __all__ = [
     "EF21SGDM",
     "EF21W",
     "FEEDBACK",
+    "FP8",
     "FP16",
     "FP32",
+    "QSGD",
     "STAGED",
     "Budget",
     "Chain",
@@ -67,9 +74,12 @@ __all__ = [
     "Layers",
     "Layout",
     "Log",
+    "Natural",
     "RandK",
     "Shapes",
+    "Sign",
     "Staged",
+    "TernGrad",
     "TopK",
     "Traits",
     "Zstd",
@@ -86,6 +96,7 @@ __all__ = [
     "ef21w",
     "encode",
     "feedback",
+    "fp8",
     "fp16",
     "fp32",
     "int2",
@@ -94,9 +105,13 @@ __all__ = [
     "int6",
     "int8",
     "layers",
+    "natural",
     "parse",
+    "qsgd",
     "randk",
     "require",
+    "sign",
+    "terngrad",
     "topk",
     "warmup_shares",
     "zstd",
@@ -119,6 +134,11 @@ CODECS: Mapping[str, Callable[..., Codec]] = {
     "e4m0": e4m0,
     "e2m0": e2m0,
     "randk": RandK,
+    "fp8": fp8,
+    "natural": natural,
+    "qsgd": qsgd,
+    "terngrad": terngrad,
+    "sign": sign,
 }
 
 #: Rounds of several exchanges, by the name they have in expressions.
@@ -134,8 +154,8 @@ _WORDS = Words("codec", _NAMES, "topk(1/64) | int4 | zstd or feedback(int4(block
 #: What stands for those that cannot be shown by their name alone.
 _SHOWN = {
     "topk": "topk(1/64)",
-    "randk": "randk(1/64)",
     "feedback": "feedback(topk(1/64))",
+    "randk": "randk(1/64)",
     "layers": "layers(topk(1/64))",
     "budget": "budget(topk(1/256), topk(1/64), topk(1/16))",
     "ef21": "ef21(topk(1/64))",
