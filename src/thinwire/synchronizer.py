@@ -109,6 +109,7 @@ class Synchronizer:
         observer: Callable[[Outcome], None] | None,
     ) -> None:
         _check_parameters(model, optimizer)
+        _check_momentum(optimizer, method)
         self.step = 0
         self.committed = 0
         self.skipped = 0
@@ -561,3 +562,16 @@ def _check_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> Non
             expected="an optimizer over parameters of the model that is synchronised",
             mend="put all trained modules into one nn.ModuleList and synchronise that",
         )
+
+
+def _check_momentum(optimizer: torch.optim.Optimizer, plan: Method | Phases) -> None:
+    """Feedback with a momentum of its own feeds an optimizer that has none, or it would be applied twice."""
+    if not any(group.get("momentum") for group in optimizer.param_groups):
+        return
+    for method in (plan.first, plan.then) if isinstance(plan, Phases) else (plan,):
+        if method.payload.kind == "gradient" and method.feedback is not None and method.feedback.accelerates:
+            raise ConfigError(
+                f"{type(optimizer).__name__} with momentum behind {method.codec.spec}, which has a momentum of its own",
+                expected="one momentum: where gradients wait to be sent, it is theirs",
+                mend="set momentum=0 in the optimizer, or use feedback(...)",
+            )

@@ -17,10 +17,26 @@ from thinwire.codecs.base import Codec, Shapes, Traits, require
 from thinwire.codecs.cards import CodecCard, card
 from thinwire.codecs.chain import Chain
 from thinwire.codecs.e3m0 import E3M0, e3m0
-from thinwire.codecs.feedback import FEEDBACK, ErrorFeedback, Feedback, feedback
+from thinwire.codecs.feedback import (
+    DGC,
+    FEEDBACK,
+    GMF,
+    ErrorFeedback,
+    Feedback,
+    FrozenAdam,
+    Scafcom,
+    Scallion,
+    dgc,
+    feedback,
+    frozen_adam,
+    gmf,
+    scafcom,
+    scallion,
+)
 from thinwire.codecs.integer import Integer, int4, int8
 from thinwire.codecs.precision import BF16, FP16, FP32, bf16, fp16, fp32
 from thinwire.codecs.stages import Staged
+from thinwire.codecs.switch import Switch, Warmup, switch, warmup
 from thinwire.codecs.topk import TopK, topk
 from thinwire.codecs.zstd import Zstd, zstd
 from thinwire.errors import ConfigError
@@ -28,9 +44,11 @@ from thinwire.expressions import Words, evaluate
 from thinwire.packet import Fields, Layout
 
 __all__ = [
-    "BF16", "CODECS", "E3M0", "FEEDBACK", "FP16", "FP32", "STAGED", "Chain", "Codec", "CodecCard", "ErrorFeedback",
-    "Feedback", "Fields", "How", "Integer", "Layout", "Shapes", "Staged", "TopK", "Traits", "Zstd", "bf16", "describe",
-    "e3m0", "feedback", "fp16", "fp32", "int4", "int8", "parse", "require", "topk", "zstd",
+    "BF16", "CODECS", "DGC", "E3M0", "FEEDBACK", "FP16", "FP32", "GMF", "STAGED", "Chain", "Codec", "CodecCard",
+    "ErrorFeedback", "Feedback", "Fields", "FrozenAdam", "How", "Integer", "Layout", "Scafcom", "Scallion",
+    "Shapes", "Staged", "Switch", "TopK", "Traits", "Warmup", "Zstd", "bf16", "describe", "dgc", "e3m0", "feedback",
+    "fp16", "fp32", "frozen_adam", "gmf", "int4", "int8", "parse", "require", "scafcom", "scallion", "switch",
+    "topk", "warmup", "zstd",
 ]  # fmt: skip
 
 #: Every codec by the name it has in expressions; called, an entry gives the codec.
@@ -46,14 +64,27 @@ CODECS: Mapping[str, Callable[..., Codec]] = {
 }
 
 #: Rounds of several exchanges, by the name they have in expressions.
-STAGED: Mapping[str, Callable[..., Staged]] = {}
+STAGED: Mapping[str, Callable[..., Staged]] = {
+    "switch": Switch,
+    "warmup": Warmup,
+}
 
 #: How a vector is written: the answer to one of a round's six questions.
 How = Codec | Staged | Feedback
 
 _NAMES: Mapping[str, Callable[..., How]] = {**CODECS, **STAGED, **FEEDBACK}
 _WORDS = Words("codec", _NAMES, "topk(1/64) | int4 | zstd or feedback(int4(block=128))", "`thinwire codecs {}`")
-_SHOWN = {"topk": "topk(1/64)", "feedback": "feedback(topk(1/64))"}  # those that cannot be shown by their name alone
+_SHOWN = {  # those that cannot be shown by their name alone
+    "topk": "topk(1/64)",
+    "switch": "switch(int8, 100, topk(1/64))",
+    "warmup": "warmup(topk(1/1000), rounds=500)",
+    "feedback": "feedback(topk(1/64))",
+    "dgc": "dgc(topk(1/64))",
+    "gmf": "gmf(topk(1/64))",
+    "scallion": "scallion(int4(rounding='stochastic'))",
+    "scafcom": "scafcom(topk(1/64))",
+    "frozen_adam": "frozen_adam(int4)",
+}
 
 
 def parse(expression: str) -> How:

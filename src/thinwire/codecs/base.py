@@ -98,6 +98,21 @@ class Codec(ABC):
         """The codec for elements [begin, end) of the vector alone, combined on their own; it may be itself."""
         return self
 
+    @property
+    def leading(self) -> Codec:
+        """The first of a chain, or the codec itself; overridden by codecs that go around another."""
+        return self
+
+    def led_by(self, first: Codec) -> Codec:
+        """The same chain with another first codec."""
+        return first
+
+    @property
+    @final
+    def selects(self) -> bool:
+        """Whether it keeps elements of the vector, rounded or not, and drops the others."""
+        return self.leading.values is not None
+
     def add(self, contributions: Sequence[Fields], n: int) -> Fields:
         """Join what several members wrote of n elements each, for summable codecs.
 

@@ -87,6 +87,13 @@ class Chain(Codec):
     def fit(self, shapes: Shapes) -> Codec:
         return Chain(self.first.fit(shapes), self.then)  # the values that `then` writes have lost their shapes
 
+    @property
+    def leading(self) -> Codec:
+        return self.first.leading
+
+    def led_by(self, first: Codec) -> Codec:
+        return Chain(self.first.led_by(first), self.then)
+
     def part(self, begin: int, end: int) -> Codec:
         return Chain(self.first.part(begin, end), self.then)
 

@@ -84,6 +84,13 @@ class Zstd(Codec):
     def fit(self, shapes: Shapes) -> Codec:
         return replace(self, inner=self.inner.fit(shapes))
 
+    @property
+    def leading(self) -> Codec:
+        return self.inner.leading
+
+    def led_by(self, first: Codec) -> Codec:
+        return replace(self, inner=self.inner.led_by(first))
+
     def part(self, begin: int, end: int) -> Codec:
         return replace(self, inner=self.inner.part(begin, end))
 
