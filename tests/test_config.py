@@ -114,8 +114,9 @@ def test_a_method_is_built_from_its_options():
 def test_every_option_of_every_method_can_be_set_from_its_default(name):
     run = override(Run(), ["--method", name])
     for option in of_function(METHODS[name]).values():
-        value = getattr(option.default, "spec", option.default)
-        run = override(run, [f"--method.{option.name}={value}"])
+        value = plain(option.default)
+        told = str(value).lower() if isinstance(value, bool) else value
+        run = override(run, [f"--method.{option.name}={told}"])
     assert run.method.build() == METHODS[name]()
     assert loads(dump(run)) == run
 

@@ -566,12 +566,16 @@ def _check_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> Non
 
 def _check_momentum(optimizer: torch.optim.Optimizer, plan: Method | Phases) -> None:
     """Feedback with a momentum of its own feeds an optimizer that has none, or it would be applied twice."""
-    if not any(group.get("momentum") for group in optimizer.param_groups):
-        return
+    name = type(optimizer).__name__
     for method in (plan.first, plan.then) if isinstance(plan, Phases) else (plan,):
-        if method.payload.kind == "gradient" and method.feedback is not None and method.feedback.accelerates:
+        feedback = method.feedback
+        if method.payload.kind != "gradient" or feedback is None or not feedback.accelerates:
+            continue
+        if any(group.get("betas") for group in optimizer.param_groups):
+            _log.warning("%s has moments of its own behind %s, which is made for plain SGD", name, feedback.spec)
+        if any(group.get("momentum") for group in optimizer.param_groups):
             raise ConfigError(
-                f"{type(optimizer).__name__} with momentum behind {method.codec.spec}, which has a momentum of its own",
+                f"{name} with momentum behind {feedback.spec}, which has a momentum of its own",
                 expected="one momentum: where gradients wait to be sent, it is theirs",
                 mend="set momentum=0 in the optimizer, or use feedback(...)",
             )

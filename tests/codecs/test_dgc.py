@@ -13,7 +13,7 @@ from torch import Tensor
 
 import thinwire
 from schemes import Members
-from small import make_model, same, sgd, train
+from small import adamw, make_model, same, sgd, train
 from thinwire.codecs import DGC, dgc, feedback, fp32, int4, int8, parse, topk, warmup, zstd
 from thinwire.errors import ConfigError
 from thinwire.links.local import run
@@ -160,6 +160,38 @@ def test_momentum_twice_is_refused():
         return True
 
     assert run(1, member) == [True]
+
+
+def test_moments_behind_it_are_warned_of(caplog):
+    def member(link):
+        model = make_model()
+        thinwire.synchronize(model, adamw(model), every_step(codec=dgc(topk(1 / 4))), link)
+        return True
+
+    assert run(1, member) == [True]
+    assert "AdamW has moments of its own behind dgc(topk(0.25)), which is made for plain SGD" in caplog.text
+
+
+def test_the_method_is_its_memory_around_a_warmup():
+    method = thinwire.dgc(codec=topk(1 / 64) | int4, momentum=0.5, clip=1.0, warmup=9)
+    assert method == every_step(codec=dgc(warmup(topk(1 / 64) | int4, 9), momentum=0.5, clip=1.0))
+    assert thinwire.dgc(warmup=0) == every_step(codec=dgc(topk(0.001)))
+    assert thinwire.dgc(warmup=3) == every_step(codec=dgc(warmup(topk(0.001), 3, 3)))
+    loose = thinwire.dgc(codec=int8, masking=False, nesterov=True, warmup=0)
+    assert loose == every_step(codec=dgc(int8, masking=False, nesterov=True))
+    with pytest.raises(
+        ConfigError, match=r"dgc with codec feedback\(int8\): it has a memory of its own\n.*\n.*codec=int8"
+    ):
+        thinwire.dgc(codec=feedback(int8))
+
+
+def test_the_method_without_loss_is_training_with_momentum():
+    """Nothing dropped and no masking; tolerance: other order of sums."""
+    lossless = thinwire.dgc(codec=topk(1.0), masking=False, warmup=0)
+    ours = run(3, lambda link: train(link, lossless, 10, make_optimizer=sgd))
+    theirs = run(3, lambda link: train(link, every_step(), 10, make_optimizer=momentum_sgd))
+    for a, b in zip(ours[0].live, theirs[0].live, strict=True):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_expression():
