@@ -13,7 +13,7 @@ from thinwire.codecs import Codec, ErrorFeedback, fp32, int4, topk
 from thinwire.config import MethodOptions, Run, SimulatedLink, TorchLink, dump, load, loads, override
 from thinwire.errors import ConfigError
 from thinwire.methods import METHODS
-from thinwire.options import Option, about, check, of_dataclass, of_function, read
+from thinwire.options import Option, about, check, of_dataclass, of_function, plain, read
 from thinwire.train.huggingface import HuggingFaceOptions
 from thinwire.train.images import ImageOptions
 from thinwire.train.optimizer import OptimizerOptions

@@ -1,6 +1,6 @@
 """Expressions such as "feedback(topk(1/64) | int4)", read with Python's own grammar and nothing of Python's power.
 
-Allowed are names from a table, calls of them, |, numbers with + - * /, and strings, True and False as options.
+Allowed are names from a table, calls of them, |, numbers with + - * /, and strings, True, False and (1, 2) as options.
 """
 
 from __future__ import annotations
@@ -59,9 +59,11 @@ def evaluate(expression: str, words: Words) -> object:
 def options(entry: Callable[..., Any]) -> dict[str, object]:
     """The options an entry takes and their defaults; `inspect.Parameter.empty` where one must be given.
 
-    An entry that is itself a codec, such as int8, is called to change what it already has.
+    An entry that is itself a codec, such as int8, is called to change what it already has. What an entry takes any
+    number of, such as the codecs of `layers`, is no option.
     """
-    parameters = inspect.signature(entry).parameters
+    signature = inspect.signature(entry)
+    parameters = {name: p for name, p in signature.parameters.items() if p.kind is not p.VAR_POSITIONAL}
     return {name: getattr(entry, name, p.default) if p.default is None else p.default for name, p in parameters.items()}
 
 
@@ -75,6 +77,8 @@ def _value(node: ast.expr, words: Words) -> Any:
             return -_number(operand, words)
         case ast.Constant(int() | float() | str() as constant):
             return constant
+        case ast.Tuple(elements):
+            return tuple(_value(element, words) for element in elements)
         case ast.Name(name):
             return _called(name, [], {}, words)
         case ast.Call(ast.Name(name), arguments, keywords):
@@ -99,7 +103,7 @@ def _number(node: ast.expr, words: Words) -> Any:
 
 def _joined(left: Any, right: Any, node: ast.expr, words: Words) -> Any:
     for side in (left, right):
-        if isinstance(side, int | float | str):
+        if isinstance(side, int | float | str | tuple):
             raise _refusal(f"{ast.unparse(node)!r}: {side!r} is no {words.kind}", words)
     try:
         return left | right
@@ -125,9 +129,10 @@ def _check_options(name: str, words: Words, num_positional: int, named: list[str
     entry = words.entries[name]
     accepted = options(entry)
     parameters = inspect.signature(entry).parameters.values()
-    by_place = [p.name for p in parameters if p.kind is not inspect.Parameter.KEYWORD_ONLY]
+    by_place = [p.name for p in parameters if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    any_number = any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters)
     given = by_place[:num_positional] + named
-    if num_positional > len(by_place):
+    if num_positional > len(by_place) and not any_number:
         wrong = f"{name} takes {len(by_place)} options without their names, not {num_positional}"
     elif unknown := [option for option in named if option not in accepted]:
         wrong = f"{name} does not take {unknown[0]!r}"

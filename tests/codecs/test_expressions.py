@@ -17,6 +17,7 @@ from thinwire.codecs import (
     Feedback,
     Staged,
     describe,
+    ef21w,
     feedback,
     fp32,
     int4,
@@ -48,6 +49,8 @@ NAMES = ", ".join(sorted([*CODECS, *STAGED, *FEEDBACK]))
         ("topk(1/64) | int4 | zstd", topk(1 / 64) | int4 | zstd),
         ("topk(1/64) | (int4 | zstd(level=9))", topk(1 / 64) | int4 | zstd(9)),
         ("feedback(topk(1/64) | int4, decay=0.9)", feedback(topk(1 / 64) | int4, decay=0.9)),
+        ("ef21w(topk(1/64), smoothness=(1, 1/2, (3)))", ef21w(topk(1 / 64), smoothness=(1, 0.5, 3))),
+        ("ef21w(int8, (2,))", ef21w(int8, (2.0,))),
     ],
 )
 def test_what_an_expression_stands_for(expression: str, codec: Codec | Feedback) -> None:
@@ -64,11 +67,15 @@ def test_what_an_expression_stands_for(expression: str, codec: Codec | Feedback)
         ("int8(64, block=64)", "int8 is given 'block' twice"),
         ("int8(64, 'nearest')", "int8 takes 1 options without their names, not 2"),
         ("fp32(1)", "fp32 takes 0 options without their names, not 1\n  expected  fp32 takes no options"),
-        ("topk", "topk needs 'share'\n  expected  topk takes share\n  mend      `thinwire codecs topk` shows"),
+        ("topk", "topk needs 'share'\n  expected  topk takes share, index, block\n  mend      `thinwire codecs topk`"),
         ("topk(1.5) | int4", "topk is to keep a share of 1.5"),
         ("topk(int4)", "topk is to keep a share of Integer(bits=4"),
         ("int8(block='x')", "int8 is to have blocks of 'x'"),
         ("int8 | 3", "'int8 | 3': 3 is no codec"),
+        ("int8 | (3, 4)", "'int8 | (3, 4)': (3, 4) is no codec"),
+        ("(int8, int4)", "'(int8, int4)' is no codec"),
+        ("int8(block=(1, 2))", "int8 is to have blocks of (1, 2)"),
+        ("(1, 2) * 3", "'(1, 2)' is no number"),
         ("3", "'3' is no codec"),
         ("'int8'", "\"'int8'\" is no codec"),
         ("", "'' cannot be read (invalid syntax)"),
@@ -84,7 +91,7 @@ def test_what_an_expression_stands_for(expression: str, codec: Codec | Feedback)
         ("feedback(topk(1/2)) | zstd", "feedback(topk(0.5)) | ...: what follows would be outside the error memory"),
         ("int8 \0", "cannot be read"),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_with_it(expression: str, said: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(said)):
         parse(expression)
@@ -118,10 +125,10 @@ def test_cards(name: str) -> None:
 
 def test_cards_tell_options_and_size() -> None:
     assert describe("int8").signature == "int8(block=256, rounding='nearest')"
-    assert describe("topk").signature == "topk(share)"
+    assert describe("topk").signature == "topk(share, index='compact', block=None)"
     assert describe("fp32").signature == "fp32"
     assert describe("int4").bits_per_element == 4.5
-    assert describe("topk").bits_per_element == 1.0
+    assert describe("topk").bits_per_element == 8 * (4 * 15_625 + 15_626) / 1_000_000  # 32 bits and 8 an entry
     assert describe("topk").example == "topk(1/64)"
     assert "1809.07599" in describe("topk").source
     assert describe("topk").traits.wants_feedback
@@ -136,4 +143,4 @@ def test_cards_of_what_is_no_name_are_refused() -> None:
 
 def test_everything_named_is_exported() -> None:
     assert all(hasattr(thinwire.codecs, name) for name in thinwire.codecs.__all__)
-    assert set(CODECS) <= set(thinwire.codecs.__all__)
+    assert {*CODECS, *FEEDBACK} <= set(thinwire.codecs.__all__)

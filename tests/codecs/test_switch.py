@@ -12,9 +12,24 @@ from torch import Tensor
 from schemes import Members
 from small import make_model, same, sgd, train
 from thinwire import synchronize
-from thinwire.codecs import Staged, Switch, Warmup, bf16, dgc, feedback, fp32, int4, int8, parse, switch, topk, warmup
+from thinwire.codecs import (
+    Staged,
+    Switch,
+    Warmup,
+    bf16,
+    dgc,
+    feedback,
+    fp32,
+    int4,
+    int8,
+    layers,
+    parse,
+    switch,
+    topk,
+    warmup,
+    warmup_shares,
+)
 from thinwire.codecs.stages import Result, Stage, Stages, Tensors
-from thinwire.codecs.switch import warmup_shares
 from thinwire.errors import ConfigError
 from thinwire.links.local import run
 from thinwire.methods import every_step
@@ -47,10 +62,12 @@ def test_shares_of_the_paper():
 def test_stages_of_a_warmup_are_even_and_the_last_is_the_codec():
     codec = warmup(topk(1 / 1024) | int8, rounds=10, stages=4)
     shares = warmup_shares(1 / 1024, 4)
-    found = [codec.at(done).leading.share for done in range(12)]
+    found = [codec.at(done).leads[0].share for done in range(12)]
     assert found == [shares[stage] for stage in (0, 0, 0, 1, 1, 2, 2, 2, 3, 3)] + [1 / 1024] * 2
     assert codec.at(0) == topk(shares[0]) | int8
     assert codec.at(99) is codec.codec
+    layered = warmup(layers(topk(1 / 16), topk(1 / 256) | int8, small=4), 2, 1).fit(((3,), (8, 8), (64, 64)))
+    assert layered.at(0) == layers(topk(1 / 4), topk(1 / 16) | int8, small=4).fit(((3,), (8, 8), (64, 64)))
 
 
 def test_feedback_goes_around_it():

@@ -8,7 +8,7 @@ What it promises it declares in `traits`, `layout`, `contraction` and `variance`
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -99,19 +99,24 @@ class Codec(ABC):
         return self
 
     @property
-    def leading(self) -> Codec:
-        """The first of a chain, or the codec itself; overridden by codecs that go around another."""
-        return self
+    def leads(self) -> tuple[Codec, ...]:
+        """Those that the vector itself is given to: a chain's first. Overridden by codecs that go around others."""
+        return (self,)
 
-    def led_by(self, first: Codec) -> Codec:
-        """The same chain with another first codec."""
-        return first
+    def lead(self, change: Callable[[Codec], Codec]) -> Codec:
+        """The same with each of `leads` changed."""
+        return change(self)
+
+    @property
+    def selection(self) -> Codec:
+        """What of it selects, without what is done to the selected values; itself, unless it goes around others."""
+        return self
 
     @property
     @final
     def selects(self) -> bool:
         """Whether it keeps elements of the vector, rounded or not, and drops the others."""
-        return self.leading.values is not None
+        return all(codec.values is not None for codec in self.leads)
 
     def add(self, contributions: Sequence[Fields], n: int) -> Fields:
         """Join what several members wrote of n elements each, for summable codecs.

@@ -8,7 +8,7 @@ With a final share of 0.1 % and five stages a warm-up sends 31.6 %, 10 %, 3.2 %,
 State   the number of committed rounds, alike on all members; what `B` remembers, if it does.
 Size    that of the codec in force.
 Source  Lin et al. 2018 (DGC), arXiv:1712.01887, sec. 3.3: the large changes of the first epochs want more to be
-        sent. The rule for the shares is that of the authors' code.
+        sent.
 Differs stages are counted in rounds, not in epochs. A round that was skipped is not counted.
 """
 
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from thinwire.codecs.base import Codec, Shapes
 from thinwire.codecs.stages import Result, Stage, Staged, Stages, Tensors, is_contractive
-from thinwire.codecs.topk import TopK
+from thinwire.codecs.topk import TopK, warmup_shares
 from thinwire.errors import ConfigError
 
 _INNER = "then."  # before the names of what `then` remembers
@@ -101,7 +101,7 @@ class Warmup(Staged):
                 expected="a whole number, at least 1 and at most as many as there are rounds",
                 mend="leave stages out for 5, or warm up for more rounds",
             )
-        if not (isinstance(self.codec, Codec) and isinstance(self.codec.leading, TopK)):
+        if not (isinstance(self.codec, Codec) and all(isinstance(codec, TopK) for codec in self.codec.leads)):
             raise ConfigError(
                 f"a warmup of {_told(self.codec)}: it has no share that could begin larger",
                 expected="topk, or a chain that begins with it",
@@ -132,20 +132,19 @@ class Warmup(Staged):
         """The codec in force after `done` rounds."""
         if done >= self.rounds:
             return self.codec
-        final = self.codec.leading
-        assert isinstance(final, TopK)
-        share = warmup_shares(final.share, self.stages)[done * self.stages // self.rounds]
-        return self.codec.led_by(replace(final, share=share))
+        stage = done * self.stages // self.rounds
+
+        def larger(codec: Codec) -> Codec:
+            if not isinstance(codec, TopK):
+                return codec  # a small layer's, at full precision
+            return replace(codec, share=warmup_shares(codec.share, self.stages)[stage])
+
+        return self.codec.lead(larger)
 
     def run(self, x: Tensor, shared: Tensors, key: int) -> Stages:
         done = _rounds(shared)
         combined, sent = yield Stage(x, self.at(done))
         return Result(combined, sent, _counted(done))
-
-
-def warmup_shares(final: float, stages: int) -> tuple[float, ...]:
-    """Shares of the stages of a warm-up, falling geometrically to the final one."""
-    return tuple(final ** ((stage + 1) / (stages + 1)) for stage in range(stages))
 
 
 def _told(codec: object) -> str:

@@ -11,6 +11,7 @@ Source  Collet & Kucherawy 2021, RFC 8878; grouping as in Alted's Blosc (byte sh
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -85,11 +86,15 @@ class Zstd(Codec):
         return replace(self, inner=self.inner.fit(shapes))
 
     @property
-    def leading(self) -> Codec:
-        return self.inner.leading
+    def leads(self) -> tuple[Codec, ...]:
+        return self.inner.leads
 
-    def led_by(self, first: Codec) -> Codec:
-        return replace(self, inner=self.inner.led_by(first))
+    def lead(self, change: Callable[[Codec], Codec]) -> Codec:
+        return replace(self, inner=self.inner.lead(change))
+
+    @property
+    def selection(self) -> Codec:
+        return self.inner.selection
 
     def part(self, begin: int, end: int) -> Codec:
         return replace(self, inner=self.inner.part(begin, end))

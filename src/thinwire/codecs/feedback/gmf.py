@@ -63,7 +63,7 @@ class GMF(Feedback):
                 mend="leave it out to have all of it from the second round on",
             )
         check_codec("gmf", self.codec, needs="selection")
-        if not (isinstance(self.codec, Codec) and isinstance(self.codec.leading, TopK)):
+        if not (isinstance(self.codec, Codec) and all(isinstance(codec, TopK) for codec in self.codec.leads)):
             raise ConfigError(
                 f"gmf around {self.codec.spec}: it does not select by magnitude",
                 expected="topk, or a chain that begins with it",
@@ -102,7 +102,7 @@ class GMF(Feedback):
             return accumulated
         assert isinstance(self.codec, Codec)
         score = (accumulated * ((1 - tau) / norm)).add_(shared["global"], alpha=tau / speed)  # its sign is no matter
-        selection = self.codec.leading
+        selection = self.codec.selection
         kept = selection.decode(selection.encode(score, 0), len(score), 0)
         return accumulated.where(kept != 0, 0.0)
 
