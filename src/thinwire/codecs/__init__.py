@@ -18,18 +18,28 @@ from thinwire.codecs.budget import Budget, budget
 from thinwire.codecs.cards import CodecCard, card
 from thinwire.codecs.chain import Chain
 from thinwire.codecs.feedback import (
+    DGC,
     EF21,
     EF21SGDM,
     EF21W,
     FEEDBACK,
+    GMF,
     EControl,
     ErrorFeedback,
     Feedback,
+    FrozenAdam,
+    Scafcom,
+    Scallion,
+    dgc,
     econtrol,
     ef21,
     ef21_sgdm,
     ef21w,
     feedback,
+    frozen_adam,
+    gmf,
+    scafcom,
+    scallion,
 )
 from thinwire.codecs.fp8 import FP8, fp8
 from thinwire.codecs.integer import Integer, int2, int3, int4, int6, int8
@@ -41,6 +51,7 @@ from thinwire.codecs.qsgd import QSGD, qsgd
 from thinwire.codecs.randk import RandK, randk
 from thinwire.codecs.sign import Sign, sign
 from thinwire.codecs.stages import Staged
+from thinwire.codecs.switch import Switch, Warmup, switch, warmup
 from thinwire.codecs.terngrad import TernGrad, terngrad
 from thinwire.codecs.topk import TopK, topk, warmup_shares
 from thinwire.codecs.whole import decode, encode
@@ -52,6 +63,7 @@ from thinwire.packet import Fields, Layout
 __all__ = [
     "BF16",
     "CODECS",
+    "DGC",
     "EF21",
     "EF21SGDM",
     "EF21W",
@@ -59,6 +71,7 @@ __all__ = [
     "FP8",
     "FP16",
     "FP32",
+    "GMF",
     "QSGD",
     "STAGED",
     "Budget",
@@ -69,6 +82,7 @@ __all__ = [
     "ErrorFeedback",
     "Feedback",
     "Fields",
+    "FrozenAdam",
     "How",
     "Integer",
     "Layers",
@@ -76,17 +90,22 @@ __all__ = [
     "Log",
     "Natural",
     "RandK",
+    "Scafcom",
+    "Scallion",
     "Shapes",
     "Sign",
     "Staged",
+    "Switch",
     "TernGrad",
     "TopK",
     "Traits",
+    "Warmup",
     "Zstd",
     "bf16",
     "budget",
     "decode",
     "describe",
+    "dgc",
     "e2m0",
     "e3m0",
     "e4m0",
@@ -99,6 +118,8 @@ __all__ = [
     "fp8",
     "fp16",
     "fp32",
+    "frozen_adam",
+    "gmf",
     "int2",
     "int3",
     "int4",
@@ -110,9 +131,13 @@ __all__ = [
     "qsgd",
     "randk",
     "require",
+    "scafcom",
+    "scallion",
     "sign",
+    "switch",
     "terngrad",
     "topk",
+    "warmup",
     "warmup_shares",
     "zstd",
 ]
@@ -144,6 +169,8 @@ CODECS: Mapping[str, Callable[..., Codec]] = {
 #: Rounds of several exchanges, by the name they have in expressions.
 STAGED: Mapping[str, Callable[..., Staged]] = {
     "budget": budget,
+    "switch": Switch,
+    "warmup": Warmup,
 }
 
 #: How a vector is written: the answer to one of a round's six questions.
@@ -155,13 +182,20 @@ _WORDS = Words("codec", _NAMES, "topk(1/64) | int4 | zstd or feedback(int4(block
 _SHOWN = {
     "topk": "topk(1/64)",
     "feedback": "feedback(topk(1/64))",
-    "randk": "randk(1/64)",
     "layers": "layers(topk(1/64))",
     "budget": "budget(topk(1/256), topk(1/64), topk(1/16))",
     "ef21": "ef21(topk(1/64))",
     "ef21w": "ef21w(topk(1/64), smoothness=(1, 4))",
     "ef21_sgdm": "ef21_sgdm(topk(1/64))",
     "econtrol": "econtrol(topk(1/64))",
+    "switch": "switch(int8, 100, topk(1/64))",
+    "warmup": "warmup(topk(1/1000), rounds=500)",
+    "dgc": "dgc(topk(1/64))",
+    "gmf": "gmf(topk(1/64))",
+    "scallion": "scallion(int4(rounding='stochastic'))",
+    "scafcom": "scafcom(topk(1/64))",
+    "frozen_adam": "frozen_adam(int4)",
+    "randk": "randk(1/64)",
 }
 
 

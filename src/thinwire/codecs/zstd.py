@@ -11,6 +11,7 @@ Source  Collet & Kucherawy 2021, RFC 8878; grouping as in Alted's Blosc (byte sh
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -83,6 +84,17 @@ class Zstd(Codec):
 
     def fit(self, shapes: Shapes) -> Codec:
         return replace(self, inner=self.inner.fit(shapes))
+
+    @property
+    def leads(self) -> tuple[Codec, ...]:
+        return self.inner.leads
+
+    def lead(self, change: Callable[[Codec], Codec]) -> Codec:
+        return replace(self, inner=self.inner.lead(change))
+
+    @property
+    def selection(self) -> Codec:
+        return self.inner.selection
 
     def part(self, begin: int, end: int) -> Codec:
         return replace(self, inner=self.inner.part(begin, end))
