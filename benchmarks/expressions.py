@@ -33,6 +33,6 @@ def expressions() -> list[str]:
 
 
 def fitted(expression: str, shapes: Shapes) -> Codec | None:
-    """The codec for a vector that is made of parameters of these shapes; None for what needs other members or memory."""
+    """The codec for a vector made of parameters of these shapes; None for what needs other members or memory."""
     parsed = parse(expression)
     return parsed.fit(shapes) if isinstance(parsed, Codec) else None

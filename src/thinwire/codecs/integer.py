@@ -11,6 +11,7 @@ Error   nearest: |x_i - C(x)_i| <= s/2, so ||x - C(x)||^2 <= B / (4 L^2) ||x||^2
 Size    4 ceil(n/B) bytes of scales; n bytes of codes (int8), or half a byte a code, packed block by block (int4).
 Source  Dettmers 2015, arXiv:1511.04561 (8 bits); Dettmers et al. 2021, arXiv:2110.02861 (blockwise absmax);
         stochastic rounding as in Alistarh et al. 2017, arXiv:1610.02132, with the block's maximum as its norm.
+Avoid   on vectors with a few large entries in every block: they take the whole grid, and the rest becomes zero.
 """
 
 from __future__ import annotations

@@ -8,6 +8,8 @@ Cost    one histogram of the upper 16 bits of the magnitudes, one of the lower w
         the data.
 Source  Stich, Cordonnier & Jaggi 2018, arXiv:1809.07599, Def. 2.1.
 Differs of equal magnitudes the one of lower index is kept, so that all members and devices keep the same.
+Avoid   without error feedback, with few rounds (what is dropped needs rounds to come through), and with many members:
+        what they keep differs, and the combined vector is no longer sparse.
 """
 
 from __future__ import annotations
