@@ -157,7 +157,7 @@ def _through(
         weighs = weight if rule.weighs else 1.0
         leg = Leg(
             stage.codec, rule, stage.vector, weighs, abstains, key, tells=isinstance(ex.how, Feedback | Staged),
-            keeps=keeps, dropped=dropped.get(str(number)),
+            keeps=keeps, dropped=dropped.get(str(number)), tracks=isinstance(ex.how, Feedback) and ex.how.tracks,
         )  # fmt: skip
         outcome = carry(work, route, leg)
         if outcome.dropped is not None:

@@ -1,6 +1,6 @@
 """Expressions such as "feedback(topk(1/64) | int4)", read with Python's own grammar and nothing of Python's power.
 
-Allowed are names from a table, calls of them, |, numbers with + - * /, and strings, True and False as options.
+Allowed are names from a table, calls of them, |, numbers with + - * /, and strings, True, False and (1, 2) as options.
 """
 
 from __future__ import annotations
@@ -77,6 +77,8 @@ def _value(node: ast.expr, words: Words) -> Any:
             return -_number(operand, words)
         case ast.Constant(int() | float() | str() as constant):
             return constant
+        case ast.Tuple(elements):
+            return tuple(_value(element, words) for element in elements)
         case ast.Name(name):
             return _called(name, [], {}, words)
         case ast.Call(ast.Name(name), arguments, keywords):
@@ -101,7 +103,7 @@ def _number(node: ast.expr, words: Words) -> Any:
 
 def _joined(left: Any, right: Any, node: ast.expr, words: Words) -> Any:
     for side in (left, right):
-        if isinstance(side, int | float | str):
+        if isinstance(side, int | float | str | tuple):
             raise _refusal(f"{ast.unparse(node)!r}: {side!r} is no {words.kind}", words)
     try:
         return left | right

@@ -212,6 +212,13 @@ def _check_feedback(method: Method, feedback: Feedback) -> None:
             expected="a plain mean",
             mend="aggregator=Mean(), or feedback(...), which every rule may merge",
         )
+    if feedback.tracks and not method.topology.consensus:
+        raise ConfigError(
+            f"{feedback.spec} over {method.topology!r}: it keeps the mean of what all members hold, and "
+            "partners change",
+            expected="one group of all members",
+            mend="use Everyone() with this scheme, or another one over this topology",
+        )
     if feedback.tracks and isinstance(method.topology, Islands):
         raise ConfigError(
             f"{feedback.spec} over {method.topology!r}: islands weigh what they pass on by who took part",

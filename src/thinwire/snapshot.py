@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -81,6 +81,12 @@ def unpack_under_way(saved: Mapping[str, Any], device: torch.device) -> tuple[Un
     if rows is None:
         return under_way, None
     return under_way, _Arrived({int(rank): (row[0], row[1]) for rank, row in rows.items()})
+
+
+def carrying(under_way: UnderWay, change: Callable[[Carried], Carried]) -> UnderWay:
+    """A round that has arrived, with a change to what is to be remembered of it."""
+    combined = under_way.result.wait()
+    return replace(under_way, result=_Arrived(replace(combined, carried=change(combined.carried))))
 
 
 def _pack_carried(carried: Carried) -> dict[str, dict[str, Tensor]]:

@@ -35,7 +35,7 @@ from thinwire.links.base import Handle, Link
 from thinwire.method import Method, Phases
 from thinwire.packet import Header, Layout, Packet
 from thinwire.rounds import Committed, FragmentState, Outcome, Skipped, Terms, UnderWay
-from thinwire.snapshot import pack_state, pack_under_way, unpack_state, unpack_under_way
+from thinwire.snapshot import carrying, pack_state, pack_under_way, unpack_state, unpack_under_way
 from thinwire.topologies import Islands
 from thinwire.version import __version__
 
@@ -282,8 +282,8 @@ class Synchronizer:
         self._counted = [(pair[0], pair[1]) for pair in state["counted"]]
         self.committed, self.skipped = state["committed"], state["skipped"]
         self._states = [unpack_state(saved, self._fragments.device) for saved in state["fragments"]]
-        self._keep_what_is_ours((state["rank"], state["members"]) == (self._link.rank, len(self._link.members)))
         self._under_way = [unpack_under_way(saved, self._fragments.device) for saved in state["under_way"]]
+        self._keep_what_is_ours((state["rank"], state["members"]) == (self._link.rank, len(self._link.members)))
         context = agree(self._link, {**self._shared_facts(), "step": str(self.step)})
         self._terms = replace(self._terms, context=context)
 
@@ -300,7 +300,9 @@ class Synchronizer:
             self._carry(lambda carried: replace(carried, own={}, dropped={}))
 
     def _carry(self, change: Callable[[Carried], Carried]) -> None:
+        """Change what is remembered, and what rounds under way will bring."""
         self._states = [replace(state, carried=change(state.carried)) for state in self._states]
+        self._under_way = [(carrying(under_way, change), rows) for under_way, rows in self._under_way]
 
     def _shared_facts(self) -> dict[str, str]:
         """What all members must hold alike to go on together; who was lost in mid-round may be a round behind."""

@@ -69,6 +69,8 @@ class Leg:
     tells      whether `sent` is asked for
     keeps      share of `dropped` that is added before the second encoding; 0 keeps nothing
     dropped    by the second encoding of the shard that this member combines, in the last round; None is nothing
+    tracks     whether members add up shares of the combined vector: then `dropped` is in such shares too, so that it
+               makes up for what it stands for when another share of the members takes part in the next round
     """
 
     codec: Codec
@@ -80,6 +82,7 @@ class Leg:
     tells: bool = False
     keeps: float = 0.0
     dropped: Tensor | None = None
+    tracks: bool = False
 
     def header(self, ex: Exchange) -> Header:
         """Of this member's contribution."""
@@ -188,15 +191,17 @@ def _scatter_gather(work: Work, route: Group, leg: Leg) -> Outcome:
     }
     arrived = _to_owners(work, route, leg, packets, parts[ex.rank], sizes)
     mine, part = sizes[ex.rank], parts[ex.rank]
-    read_of = decode_all(work, {**arrived, ex.rank: packets[ex.rank]}, part, mine, keys[ex.rank], x.device)
+    contributions = {**arrived, ex.rank: packets[ex.rank]}
+    read_of = decode_all(work, contributions, part, mine, keys[ex.rank], x.device)
+    share = _share(contributions, read_of) if leg.tracks and read_of is not None else 1.0
     merged = None if read_of is None else merge(leg.rule, *rows_of(read_of.values(), x[:mine]))
     flags = Flag.FAILED if read_of is None else Flag.ABSTAINS if merged is None else 0
     vector = x.new_zeros(mine) if merged is None else merged
     if leg.dropped is not None:
-        vector = vector.add(leg.dropped, alpha=leg.keeps)
+        vector = vector.add(leg.dropped, alpha=leg.keeps / share)
     again = mix(leg.key, 1, ex.rank)
     fields = part.encode(vector, again)
-    dropped = vector - part.decode(fields, mine, again) if leg.keeps else None
+    dropped = (vector - part.decode(fields, mine, again)).mul_(share) if leg.keeps else None
     result = Packet(codec.spec, mine, fields, replace(ex.header, kind=Kind.RESULT, sender=ex.rank, flags=flags))
     collected = _from_owners(work, route, leg, result, parts, sizes)
     finals = {rank: mix(leg.key, 1, rank) for rank in ranks}
@@ -341,6 +346,13 @@ def rows_of(read_of: Iterable[tuple[Tensor, float]], like: Tensor) -> tuple[Tens
     if len(counted) == 1:
         return counted[0][0].unsqueeze(0), weights  # no copy
     return torch.stack([row for row, _ in counted]) if counted else like.new_zeros(0, len(like)), weights
+
+
+def _share(packets: Mapping[int, Packet | None], read_of: Mapping[int, tuple[Tensor, float]]) -> float:
+    """Of the weight of all contributions, how much counts; 1 if none does, since nothing comes of that."""
+    counted = sum(weight for _, weight in read_of.values())
+    total = sum(packet.header.weight for _, packet in sorted(packets.items()) if packet is not None)
+    return counted / total if counted else 1.0
 
 
 def merge(rule: Aggregator, rows: Tensor, weights: Tensor) -> Tensor | None:

@@ -11,9 +11,12 @@ from hypothesis import strategies as st
 import thinwire.codecs
 from thinwire.codecs import (
     CODECS,
+    FEEDBACK,
+    STAGED,
     Codec,
-    ErrorFeedback,
+    Feedback,
     describe,
+    ef21w,
     feedback,
     fp32,
     int4,
@@ -21,7 +24,7 @@ from thinwire.codecs import (
     parse,
     topk,
     zstd,
-)
+)  # fmt: skip
 from thinwire.errors import ConfigError
 
 
@@ -43,9 +46,11 @@ from thinwire.errors import ConfigError
         ("topk(1/64) | int4 | zstd", topk(1 / 64) | int4 | zstd),
         ("topk(1/64) | (int4 | zstd(level=9))", topk(1 / 64) | int4 | zstd(9)),
         ("feedback(topk(1/64) | int4, decay=0.9)", feedback(topk(1 / 64) | int4, decay=0.9)),
+        ("ef21w(topk(1/64), smoothness=(1, 1/2, (3)))", ef21w(topk(1 / 64), smoothness=(1, 0.5, 3))),
+        ("ef21w(int8, (2,))", ef21w(int8, (2.0,))),
     ],
 )
-def test_what_an_expression_stands_for(expression: str, codec: Codec | ErrorFeedback) -> None:
+def test_what_an_expression_stands_for(expression: str, codec: Codec | Feedback) -> None:
     assert parse(expression) == codec
     assert parse(codec.spec) == codec
 
@@ -53,18 +58,22 @@ def test_what_an_expression_stands_for(expression: str, codec: Codec | ErrorFeed
 @pytest.mark.parametrize(
     ("expression", "said"),
     [
-        ("inte8", "no codec is called 'inte8'\n  expected  one of bf16, "),
-        ("inte8", "\n  mend      did you mean int8?"),
+        ("inte8", f"no codec is called 'inte8'\n  expected  one of {', '.join(sorted({*CODECS, *STAGED, *FEEDBACK}))}"
+                  "\n  mend      did you mean int8?"),
         ("gzip9000", "no codec is called 'gzip9000'"),
         ("int8(blok=64)", "int8 does not take 'blok'\n  expected  int8 takes block, rounding"),
         ("int8(64, block=64)", "int8 is given 'block' twice"),
         ("int8(64, 'nearest')", "int8 takes 1 options without their names, not 2"),
         ("fp32(1)", "fp32 takes 0 options without their names, not 1\n  expected  fp32 takes no options"),
-        ("topk", "topk needs 'share'\n  expected  topk takes share\n  mend      `thinwire codecs topk` shows"),
+        ("topk", "topk needs 'share'\n  expected  topk takes share, index, block\n  mend      `thinwire codecs topk`"),
         ("topk(1.5) | int4", "topk is to keep a share of 1.5"),
         ("topk(int4)", "topk is to keep a share of Integer(bits=4"),
         ("int8(block='x')", "int8 is to have blocks of 'x'"),
         ("int8 | 3", "'int8 | 3': 3 is no codec"),
+        ("int8 | (3, 4)", "'int8 | (3, 4)': (3, 4) is no codec"),
+        ("(int8, int4)", "'(int8, int4)' is no codec"),
+        ("int8(block=(1, 2))", "int8 is to have blocks of (1, 2)"),
+        ("(1, 2) * 3", "'(1, 2)' is no number"),
         ("3", "'3' is no codec"),
         ("'int8'", "\"'int8'\" is no codec"),
         ("", "'' cannot be read (invalid syntax)"),
@@ -92,7 +101,7 @@ def test_any_text_is_an_expression_or_a_config_error(text: str) -> None:
         parsed = parse(text)
     except ConfigError:
         return
-    assert isinstance(parsed, Codec | ErrorFeedback)
+    assert isinstance(parsed, Codec | Feedback)
 
 
 def test_nesting_without_end_is_refused() -> None:
@@ -100,7 +109,7 @@ def test_nesting_without_end_is_refused() -> None:
         parse("topk(" + "-" * 100_000 + "1)")
 
 
-@pytest.mark.parametrize("name", [*CODECS, "feedback"])
+@pytest.mark.parametrize("name", [*CODECS, *FEEDBACK])
 def test_cards(name: str) -> None:
     card = describe(name)
     assert card.name == name
@@ -108,16 +117,16 @@ def test_cards(name: str) -> None:
     assert card.summary.endswith(".")
     assert card.source.endswith(".")
     assert card.card.startswith(card.summary[:20])
-    assert isinstance(parse(card.example), Codec | ErrorFeedback)
+    assert isinstance(parse(card.example), Codec | Feedback)
     assert 0 < card.bits_per_element < 33
 
 
 def test_cards_tell_options_and_size() -> None:
     assert describe("int8").signature == "int8(block=256, rounding='nearest')"
-    assert describe("topk").signature == "topk(share)"
+    assert describe("topk").signature == "topk(share, index='compact', block=None)"
     assert describe("fp32").signature == "fp32"
     assert describe("int4").bits_per_element == 4.5
-    assert describe("topk").bits_per_element == 1.0
+    assert describe("topk").bits_per_element == 8 * (4 * 15_625 + 15_626) / 1_000_000  # 32 bits and 8 an entry
     assert describe("topk").example == "topk(1/64)"
     assert "1809.07599" in describe("topk").source
     assert describe("topk").traits.wants_feedback
@@ -132,4 +141,4 @@ def test_cards_of_what_is_no_name_are_refused() -> None:
 
 def test_everything_named_is_exported() -> None:
     assert all(hasattr(thinwire.codecs, name) for name in thinwire.codecs.__all__)
-    assert set(CODECS) <= set(thinwire.codecs.__all__)
+    assert {*CODECS, *FEEDBACK} <= set(thinwire.codecs.__all__)

@@ -28,9 +28,21 @@ ENCODED: dict[str, tuple[str, torch.Tensor]] = {
     "int8": ("int8", SHORT),
     "int4": ("int4(block=8)", SHORT),
     "int4-stochastic": ("int4(block=8, rounding='stochastic')", LONG),
+    "int4-minmax": ("int4(block=8, grid='minmax')", LONG),
+    "int6": ("int6(block=8)", SHORT),
+    "int3-zero": ("int3(block=8, grid='zero')", LONG),
+    "int2": ("int2(block=8)", SHORT),
     "e3m0": ("e3m0(block=8)", SHORT),
-    "topk-int4-zstd": ("topk(1/4) | int4(block=8) | zstd", LONG),
-    "empty": ("topk(1/4) | e3m0", torch.zeros(0)),
+    "e2m0": ("e2m0(block=8)", SHORT),
+    "e4m0": ("e4m0(block=8)", LONG),
+    "topk-int4-zstd": ("topk(1/4, index='int32') | int4(block=8) | zstd", LONG),
+    "empty": ("topk(1/4, index='int32') | e3m0", torch.zeros(0)),
+    "topk": ("topk(1/16)", LONG),
+    "topk-packed": ("topk(1/16, index='packed')", LONG),
+    "topk-bitmap": ("topk(1/16, index='bitmap')", LONG),
+    "topk-varint": ("topk(1/16, index='varint')", LONG),
+    "topk-elias-fano": ("topk(1/16, index='elias_fano')", LONG),
+    "topk-smallest": ("topk(1/4, index='smallest', block=16)", LONG),
 }
 
 

@@ -17,13 +17,27 @@ from thinwire.codecs.base import Codec, Shapes, Traits, require
 from thinwire.codecs.budget import Budget, budget
 from thinwire.codecs.cards import CodecCard, card
 from thinwire.codecs.chain import Chain
-from thinwire.codecs.e3m0 import E3M0, e3m0
-from thinwire.codecs.feedback import FEEDBACK, ErrorFeedback, Feedback, feedback
-from thinwire.codecs.integer import Integer, int4, int8
+from thinwire.codecs.feedback import (
+    EF21,
+    EF21SGDM,
+    EF21W,
+    FEEDBACK,
+    EControl,
+    ErrorFeedback,
+    Feedback,
+    econtrol,
+    ef21,
+    ef21_sgdm,
+    ef21w,
+    feedback,
+)
+from thinwire.codecs.integer import Integer, int2, int3, int4, int6, int8
 from thinwire.codecs.layers import Layers, layers
+from thinwire.codecs.log import Log, e2m0, e3m0, e4m0
 from thinwire.codecs.precision import BF16, FP16, FP32, bf16, fp16, fp32
 from thinwire.codecs.stages import Staged
-from thinwire.codecs.topk import TopK, topk
+from thinwire.codecs.topk import TopK, topk, warmup_shares
+from thinwire.codecs.whole import decode, encode
 from thinwire.codecs.zstd import Zstd, zstd
 from thinwire.errors import ConfigError
 from thinwire.expressions import Words, evaluate
@@ -32,7 +46,9 @@ from thinwire.packet import Fields, Layout
 __all__ = [
     "BF16",
     "CODECS",
-    "E3M0",
+    "EF21",
+    "EF21SGDM",
+    "EF21W",
     "FEEDBACK",
     "FP16",
     "FP32",
@@ -41,6 +57,7 @@ __all__ = [
     "Chain",
     "Codec",
     "CodecCard",
+    "EControl",
     "ErrorFeedback",
     "Feedback",
     "Fields",
@@ -48,6 +65,7 @@ __all__ = [
     "Integer",
     "Layers",
     "Layout",
+    "Log",
     "Shapes",
     "Staged",
     "TopK",
@@ -55,19 +73,31 @@ __all__ = [
     "Zstd",
     "bf16",
     "budget",
+    "decode",
     "describe",
+    "e2m0",
     "e3m0",
+    "e4m0",
+    "econtrol",
+    "ef21",
+    "ef21_sgdm",
+    "ef21w",
+    "encode",
     "feedback",
     "fp16",
     "fp32",
+    "int2",
+    "int3",
     "int4",
+    "int6",
     "int8",
     "layers",
     "parse",
     "require",
     "topk",
+    "warmup_shares",
     "zstd",
-]  # fmt: skip
+]
 
 #: Every codec by the name it has in expressions; called, an entry gives the codec.
 CODECS: Mapping[str, Callable[..., Codec]] = {
@@ -80,6 +110,11 @@ CODECS: Mapping[str, Callable[..., Codec]] = {
     "topk": TopK,
     "layers": layers,
     "zstd": zstd,
+    "int6": int6,
+    "int3": int3,
+    "int2": int2,
+    "e4m0": e4m0,
+    "e2m0": e2m0,
 }
 
 #: Rounds of several exchanges, by the name they have in expressions.
@@ -95,9 +130,13 @@ _WORDS = Words("codec", _NAMES, "topk(1/64) | int4 | zstd or feedback(int4(block
 #: What stands for those that cannot be shown by their name alone.
 _SHOWN = {
     "topk": "topk(1/64)",
+    "feedback": "feedback(topk(1/64))",
     "layers": "layers(topk(1/64))",
     "budget": "budget(topk(1/256), topk(1/64), topk(1/16))",
-    "feedback": "feedback(topk(1/64))",
+    "ef21": "ef21(topk(1/64))",
+    "ef21w": "ef21w(topk(1/64), smoothness=(1, 4))",
+    "ef21_sgdm": "ef21_sgdm(topk(1/64))",
+    "econtrol": "econtrol(topk(1/64))",
 }
 
 

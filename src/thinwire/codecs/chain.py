@@ -78,7 +78,7 @@ class Chain(Codec):
         return self._with_values(fields, self.then.encode(fields[self._values], mix(key, 1)))
 
     def decode(self, fields: Fields, n: int, key: int) -> Tensor:
-        require(fields, self.layout(n))
+        require(fields, self.layout(n), exact=self.traits.fixed_size)
         due, prefix = self.first.layout(n), f"{self._values}."
         written = {name.removeprefix(prefix): field for name, field in fields.items() if name.startswith(prefix)}
         values = self.then.decode(written, due[self._values][1], mix(key, 1))

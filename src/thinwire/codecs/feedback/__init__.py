@@ -3,11 +3,22 @@
 from collections.abc import Callable, Mapping
 
 from thinwire.codecs.feedback.base import Feedback, Place
+from thinwire.codecs.feedback.econtrol import EControl, econtrol
+from thinwire.codecs.feedback.ef21 import EF21, ef21
+from thinwire.codecs.feedback.ef21_sgdm import EF21SGDM, ef21_sgdm
+from thinwire.codecs.feedback.ef21w import EF21W, ef21w
 from thinwire.codecs.feedback.residual import ErrorFeedback, feedback
 
 #: Every scheme by the name it has in expressions.
 FEEDBACK: Mapping[str, Callable[..., Feedback]] = {
     "feedback": ErrorFeedback,
+    "ef21": EF21,
+    "ef21w": EF21W,
+    "ef21_sgdm": EF21SGDM,
+    "econtrol": EControl,
 }
 
-__all__ = ["FEEDBACK", "ErrorFeedback", "Feedback", "Place", "feedback"]
+__all__ = [
+    "EF21", "EF21SGDM", "EF21W", "FEEDBACK", "EControl", "ErrorFeedback", "Feedback", "Place",
+    "econtrol", "ef21", "ef21_sgdm", "ef21w", "feedback",
+]  # fmt: skip

@@ -41,7 +41,8 @@ class Feedback(ABC):
 
     codec: Codec | Staged
 
-    #: Whether `shared` is the mean of what members hold in `own`: then a member must weigh the same in every round.
+    #: Whether `shared` is the mean of what members hold in `own`, but for what second encodings have dropped and still
+    #: owe: then a member must weigh the same in every round.
     tracks: bool = False
     #: Whether it says itself what a member weighs.
     weighs: bool = False
@@ -138,6 +139,15 @@ def is_contractive(codec: Codec | Staged) -> bool:
         return codec.contractive
     delta = codec.contraction(_REFERENCE)
     return delta is not None and delta > 0
+
+
+def followed(combined: Tensor, shared: Tensors, share: float) -> tuple[Tensor, Tensors]:
+    """`receive` of schemes whose update is the mean of all members' estimates, each of which grows by what is sent.
+
+    Those who were left out sent nothing, and count as that: hence the share.
+    """
+    estimate = zeros(shared, "estimate", combined) + share * combined  # two roundings, alike on all processors
+    return estimate, {"estimate": estimate}
 
 
 def zeros(memory: Tensors, name: str, like: Tensor) -> Tensor:
