@@ -54,7 +54,7 @@ def test_promises():
 
 
 def test_the_error_is_the_first_sentence_and_its_bars_are_escaped():
-    assert line("topk", {})[3] == r"\|\|x - C(x)\|\|^2 <= (1 - k/n) \|\|x\|\|^2"
+    assert line("topk", {})[3] == r"\|\|x - C(x)\|\|^2 <= (1 - k/n) \|\|x\|\|^2, in a block with its own k and n"
     assert line("fp32", {})[3] == "none"
 
 
