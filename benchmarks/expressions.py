@@ -16,6 +16,7 @@ EXAMPLES = (
     "int4",
     "int4(rounding='stochastic')",
     "int4(grid='zero')",
+    "int2",
     "int2(grid='minmax')",
     "e3m0",
     "e3m0(rounding='stochastic')",
