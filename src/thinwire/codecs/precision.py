@@ -6,6 +6,8 @@ Error   relative 2^-8 (bf16) and 2^-11 (fp16) in the normal range. No finite num
         to +-3.39e38, fp16 to +-65504; fp16 rounds below 2^-14 to a grid of 2^-24, so it claims no contraction.
 Size    4n bytes (fp32), 2n bytes (bf16, fp16).
 Source  IEEE 754-2019; bfloat16 as in Kalamkar et al. 2019, arXiv:1905.12322.
+Avoid   fp32: where the link is what you wait for; bf16: where int8 will do, at half the size; fp16: for gradients with
+        many entries below 2^-25, which become zero.
 """
 
 from __future__ import annotations
