@@ -20,6 +20,8 @@ KEY = 5
 #: The vector of the golden vectors in tests/codecs, and a longer one for the chain.
 SHORT = torch.tensor([7, -7, 3.5, -3.4, 0, 1, -1, 0.49])
 LONG = torch.cat([SHORT * scale for scale in (1.0, -0.5, 0.25, 2.0, 0.0, 1e-3, 1e3, 0.75)])
+#: Long enough that a table of frequencies pays.
+REPEATED = LONG.repeat(8)
 
 #: Codec packets: file name -> (expression, vector).
 ENCODED: dict[str, tuple[str, torch.Tensor]] = {
@@ -47,6 +49,19 @@ ENCODED: dict[str, tuple[str, torch.Tensor]] = {
     "topk-varint": ("topk(1/16, index='varint')", LONG),
     "topk-elias-fano": ("topk(1/16, index='elias_fano')", LONG),
     "topk-smallest": ("topk(1/4, index='smallest', block=16)", LONG),
+    "randk": ("randk(1/4)", LONG),
+    "fp8": ("fp8(block=8)", LONG),
+    "fp8-e5m2": ("fp8('e5m2', block=8)", LONG),
+    "natural": ("natural", LONG),
+    "qsgd": ("qsgd(block=8)", LONG),
+    "qsgd-elias": ("qsgd(3, block=8, code='elias')", LONG),
+    "terngrad": ("terngrad(block=8)", LONG),
+    "terngrad-trits": ("terngrad(block=12, clip=2.5, code='trits')", LONG),
+    "sign": ("sign(block=8)", SHORT),
+    "sign-two-means": ("sign(block=8, scale='two-means')", LONG),
+    "topk-kmeans": ("topk(1/2) | kmeans(3)", LONG),
+    "cst": ("cst(channels=6, bits=2)", LONG),
+    "int8-rans": ("int8 | rans(segment=100)", REPEATED),
 }
 
 

@@ -17,35 +17,55 @@ from thinwire.codecs.base import Codec, Shapes, Traits, require
 from thinwire.codecs.budget import Budget, budget
 from thinwire.codecs.cards import CodecCard, card
 from thinwire.codecs.chain import Chain
+from thinwire.codecs.cst import CST, cst, join_tokens, salient_tokens, split_tokens
 from thinwire.codecs.dct import DCT, dct
 from thinwire.codecs.feedback import (
+    DGC,
     EF21,
     EF21SGDM,
     EF21W,
     FEEDBACK,
+    GMF,
     EControl,
     ErrorFeedback,
     Feedback,
+    FrozenAdam,
+    Scafcom,
+    Scallion,
+    dgc,
     econtrol,
     ef21,
     ef21_sgdm,
     ef21w,
     feedback,
+    frozen_adam,
+    gmf,
+    scafcom,
+    scallion,
 )
 from thinwire.codecs.fetchsgd import FetchSGD, fetchsgd
+from thinwire.codecs.fp8 import FP8, fp8
 from thinwire.codecs.hadamard import Hadamard, hadamard
 from thinwire.codecs.integer import Integer, int2, int3, int4, int6, int8
+from thinwire.codecs.kmeans import KMeans, kmeans
 from thinwire.codecs.layers import Layers, layers
 from thinwire.codecs.log import Log, e2m0, e3m0, e4m0
+from thinwire.codecs.natural import Natural, natural
 from thinwire.codecs.powersgd import PowerSGD, powersgd
 from thinwire.codecs.precision import BF16, FP16, FP32, bf16, fp16, fp32
+from thinwire.codecs.qsgd import QSGD, qsgd
+from thinwire.codecs.randk import RandK, randk
+from thinwire.codecs.rans import Rans, rans
 from thinwire.codecs.rotation import Rotation, rotation
+from thinwire.codecs.sign import Sign, sign
 from thinwire.codecs.sketch import Sketch, sketch
 from thinwire.codecs.stages import Staged
+from thinwire.codecs.switch import Switch, Warmup, switch, warmup
 from thinwire.codecs.tagc import TAGC, tagc
+from thinwire.codecs.terngrad import TernGrad, terngrad
 from thinwire.codecs.topk import TopK, topk, warmup_shares
 from thinwire.codecs.whole import decode, encode
-from thinwire.codecs.zstd import Zstd, zstd
+from thinwire.codecs.zstd import Zstd, train_dictionary, zstd
 from thinwire.errors import ConfigError
 from thinwire.expressions import Words, evaluate
 from thinwire.packet import Fields, Layout
@@ -53,13 +73,18 @@ from thinwire.packet import Fields, Layout
 __all__ = [
     "BF16",
     "CODECS",
+    "CST",
     "DCT",
+    "DGC",
     "EF21",
     "EF21SGDM",
     "EF21W",
     "FEEDBACK",
+    "FP8",
     "FP16",
     "FP32",
+    "GMF",
+    "QSGD",
     "STAGED",
     "TAGC",
     "Budget",
@@ -71,25 +96,38 @@ __all__ = [
     "Feedback",
     "FetchSGD",
     "Fields",
+    "FrozenAdam",
     "Hadamard",
     "How",
     "Integer",
+    "KMeans",
     "Layers",
     "Layout",
     "Log",
+    "Natural",
     "PowerSGD",
+    "RandK",
+    "Rans",
     "Rotation",
+    "Scafcom",
+    "Scallion",
     "Shapes",
+    "Sign",
     "Sketch",
     "Staged",
+    "Switch",
+    "TernGrad",
     "TopK",
     "Traits",
+    "Warmup",
     "Zstd",
     "bf16",
     "budget",
+    "cst",
     "dct",
     "decode",
     "describe",
+    "dgc",
     "e2m0",
     "e3m0",
     "e4m0",
@@ -100,22 +138,40 @@ __all__ = [
     "encode",
     "feedback",
     "fetchsgd",
+    "fp8",
     "fp16",
     "fp32",
+    "frozen_adam",
+    "gmf",
     "hadamard",
     "int2",
     "int3",
     "int4",
     "int6",
     "int8",
+    "join_tokens",
+    "kmeans",
     "layers",
+    "natural",
     "parse",
     "powersgd",
+    "qsgd",
+    "randk",
+    "rans",
     "require",
     "rotation",
+    "salient_tokens",
+    "scafcom",
+    "scallion",
+    "sign",
     "sketch",
+    "split_tokens",
+    "switch",
     "tagc",
+    "terngrad",
     "topk",
+    "train_dictionary",
+    "warmup",
     "warmup_shares",
     "zstd",
 ]
@@ -140,6 +196,15 @@ CODECS: Mapping[str, Callable[..., Codec]] = {
     "int2": int2,
     "e4m0": e4m0,
     "e2m0": e2m0,
+    "randk": RandK,
+    "fp8": fp8,
+    "natural": natural,
+    "qsgd": qsgd,
+    "terngrad": terngrad,
+    "sign": sign,
+    "kmeans": kmeans,
+    "cst": cst,
+    "rans": rans,
 }
 
 #: Rounds of several exchanges, by the name they have in expressions.
@@ -148,6 +213,8 @@ STAGED: Mapping[str, Callable[..., Staged]] = {
     "fetchsgd": FetchSGD,
     "tagc": TAGC,
     "budget": budget,
+    "switch": Switch,
+    "warmup": Warmup,
 }
 
 #: How a vector is written: the answer to one of a round's six questions.
@@ -163,11 +230,20 @@ _SHOWN = {
     "fetchsgd": "fetchsgd(0.01, width=50000)",
     "feedback": "feedback(topk(1/64))",
     "layers": "layers(topk(1/64))",
+    "cst": "cst(128)",
     "budget": "budget(topk(1/256), topk(1/64), topk(1/16))",
     "ef21": "ef21(topk(1/64))",
     "ef21w": "ef21w(topk(1/64), smoothness=(1, 4))",
     "ef21_sgdm": "ef21_sgdm(topk(1/64))",
     "econtrol": "econtrol(topk(1/64))",
+    "switch": "switch(int8, 100, topk(1/64))",
+    "warmup": "warmup(topk(1/1000), rounds=500)",
+    "dgc": "dgc(topk(1/64))",
+    "gmf": "gmf(topk(1/64))",
+    "scallion": "scallion(int4(rounding='stochastic'))",
+    "scafcom": "scafcom(topk(1/64))",
+    "frozen_adam": "frozen_adam(int4)",
+    "randk": "randk(1/64)",
 }
 
 
