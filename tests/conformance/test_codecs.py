@@ -32,6 +32,7 @@ EXAMPLES: dict[str, list[str]] = {
              "topk(1/8, index='varint') | int4", "topk(0.1, block=64)",
              "topk(1/8, block=256, index='smallest') | int8"],
     "randk": ["randk(1/8)", "randk(0.3, scaled=True)", "randk(1/2, scaled=True) | int8(rounding='stochastic')"],
+    "rows": ["rows(1/8, width=16)", "rows(1/2) | int8", "rows(1/4, width=32, sampled=True)"],
     "zstd": ["zstd", "bf16 | zstd(level=1)", "int8 | zstd(level=-5)", "topk(1/64) | int4 | zstd"],
 }  # fmt: skip
 CODEC_EXPRESSIONS = [expression for expressions in EXAMPLES.values() for expression in expressions]

@@ -37,6 +37,8 @@ ENCODED: dict[str, tuple[str, torch.Tensor]] = {
     "topk-elias-fano": ("topk(1/16, index='elias_fano')", LONG),
     "topk-smallest": ("topk(1/4, index='smallest', block=16)", LONG),
     "randk": ("randk(1/4)", LONG),
+    "rows": ("rows(1/4, width=4)", LONG),
+    "rows-sampled": ("rows(1/4, width=4, sampled=True)", LONG),
     "empty": ("topk(1/4, index='int32') | e3m0", torch.zeros(0)),
 }
 

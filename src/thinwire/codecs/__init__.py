@@ -21,6 +21,7 @@ from thinwire.codecs.feedback import ErrorFeedback, feedback
 from thinwire.codecs.integer import Integer, int4, int8
 from thinwire.codecs.precision import BF16, FP16, FP32, bf16, fp16, fp32
 from thinwire.codecs.randk import RandK, randk
+from thinwire.codecs.rows import Rows, rows
 from thinwire.codecs.topk import TopK, topk, warmup_shares
 from thinwire.codecs.zstd import Zstd, zstd
 from thinwire.errors import ConfigError
@@ -29,8 +30,8 @@ from thinwire.packet import Fields, Layout
 
 __all__ = [
     "BF16", "CODECS", "E3M0", "FP16", "FP32", "Chain", "Codec", "CodecCard", "ErrorFeedback", "Fields", "Integer",
-    "Layout", "RandK", "TopK", "Traits", "Zstd", "bf16", "describe", "e3m0", "feedback", "fp16", "fp32", "int4", "int8",
-    "parse", "randk", "require", "topk", "warmup_shares", "zstd",
+    "Layout", "RandK", "Rows", "TopK", "Traits", "Zstd", "bf16", "describe", "e3m0", "feedback", "fp16", "fp32",
+    "int4", "int8", "parse", "randk", "require", "rows", "topk", "warmup_shares", "zstd",
 ]  # fmt: skip
 
 #: Every codec by the name it has in expressions; called, an entry gives the codec.
@@ -43,16 +44,14 @@ CODECS: Mapping[str, Callable[..., Codec]] = {
     "e3m0": e3m0,
     "topk": TopK,
     "randk": RandK,
+    "rows": rows,
     "zstd": zstd,
 }
 
 _NAMES: Mapping[str, Callable[..., Codec | ErrorFeedback]] = {**CODECS, "feedback": feedback}
 _WORDS = Words("codec", _NAMES, "topk(1/64) | int4 | zstd or feedback(int4(block=128))", "`thinwire codecs {}`")
-_SHOWN = {
-    "topk": "topk(1/64)",
-    "randk": "randk(1/64)",
-    "feedback": "feedback(topk(1/64))",
-}  # those that cannot be shown by their name alone
+#: Those that cannot be shown by their name alone.
+_SHOWN = {"topk": "topk(1/64)", "randk": "randk(1/64)", "rows": "rows(1/8)", "feedback": "feedback(topk(1/64))"}
 
 
 def parse(expression: str) -> Codec | ErrorFeedback:
