@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from thinwire.links.joining import join
     from thinwire.links.local import Network, run
     from thinwire.method import Method, Phases
-    from thinwire.methods import diloco, every_step, fedavg, local_sgd, post_local_sgd, streaming_diloco
+    from thinwire.methods import diloco, every_step, fedavg, flasc, local_sgd, post_local_sgd, streaming_diloco
     from thinwire.synchronizer import Synchronizer, synchronize
 
 #: Public names and where they live; loaded when they are asked for, so that `thinwire --version` need not load torch.
@@ -39,7 +39,7 @@ _PLACES = {
     "links.local": ["Network", "run"],
     "links.joining": ["join"],
     "method": ["Method", "Phases"],
-    "methods": ["diloco", "every_step", "fedavg", "local_sgd", "post_local_sgd", "streaming_diloco"],
+    "methods": ["diloco", "every_step", "fedavg", "flasc", "local_sgd", "post_local_sgd", "streaming_diloco"],
     "synchronizer": ["Synchronizer", "synchronize"],
 }
 _MODULES = {name: module for module, names in _PLACES.items() for name in names}
@@ -61,6 +61,7 @@ __all__ = [
     "diloco",
     "every_step",
     "fedavg",
+    "flasc",
     "join",
     "local_sgd",
     "post_local_sgd",
