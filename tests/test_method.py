@@ -11,7 +11,7 @@ from thinwire.codecs import ErrorFeedback, fp32, int4, int8, topk, zstd
 from thinwire.codecs.base import Codec, Traits
 from thinwire.errors import ConfigError
 from thinwire.method import Method, Phases
-from thinwire.methods import METHODS, diloco, every_step, fedavg, local_sgd, post_local_sgd, streaming_diloco
+from thinwire.methods import METHODS, diloco, every_step, fedavg, flasc, local_sgd, post_local_sgd, streaming_diloco
 from thinwire.outer import SGD, Adam, Average, Mix, Nesterov, NoStep, Rebase
 from thinwire.payloads import Delta, Gradient, Parameters
 from thinwire.schedules import Every
@@ -112,6 +112,7 @@ OTHERS = {
     fedavg: {"every": 7, "codec": int8},
     post_local_sgd: {"switch": 7, "every": 7, "codec": int8},
     diloco: {"every": 7, "outer_lr": 0.3, "momentum": 0.5, "codec": int8},
+    flasc: {"every": 7, "outer_lr": 0.3, "codec": topk(1 / 16)},
     streaming_diloco: {
         "every": 7, "fragments": 3, "overlap": 3, "keep": 0.3, "outer_lr": 0.3, "momentum": 0.5, "codec": int8,
     },

@@ -52,6 +52,7 @@ EXAMPLES: dict[str, list[str]] = {
     "rans": ["int8 | rans", "bf16 | rans(segment=100)", "topk(1/16, index='smallest') | kmeans(4) | rans"],
     "zstd": ["zstd", "bf16 | zstd(level=1)", "int8 | zstd(level=-5)", "topk(1/64) | int4 | zstd"],
     "randk": ["randk(1/8)", "randk(0.3, scaled=True)", "randk(1/2, scaled=True) | int8(rounding='stochastic')"],
+    "rows": ["rows(1/8, width=16)", "rows(1/2) | int8", "rows(1/4, width=32, sampled=True)"],
 }  # fmt: skip
 CODEC_EXPRESSIONS = [expression for expressions in EXAMPLES.values() for expression in expressions]
 LENGTHS = (0, 1, 7, 255, 256, 257, 1000)

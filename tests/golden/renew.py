@@ -62,6 +62,8 @@ ENCODED: dict[str, tuple[str, torch.Tensor]] = {
     "topk-kmeans": ("topk(1/2) | kmeans(3)", LONG),
     "cst": ("cst(channels=6, bits=2)", LONG),
     "int8-rans": ("int8 | rans(segment=100)", REPEATED),
+    "rows": ("rows(1/4, width=4)", LONG),
+    "rows-sampled": ("rows(1/4, width=4, sampled=True)", LONG),
 }
 
 

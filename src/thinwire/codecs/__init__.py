@@ -57,6 +57,7 @@ from thinwire.codecs.qsgd import QSGD, qsgd
 from thinwire.codecs.randk import RandK, randk
 from thinwire.codecs.rans import Rans, rans
 from thinwire.codecs.rotation import Rotation, rotation
+from thinwire.codecs.rows import Rows, rows
 from thinwire.codecs.sign import Sign, sign
 from thinwire.codecs.sketch import Sketch, sketch
 from thinwire.codecs.stages import Staged
@@ -109,6 +110,7 @@ __all__ = [
     "RandK",
     "Rans",
     "Rotation",
+    "Rows",
     "Scafcom",
     "Scallion",
     "Shapes",
@@ -160,6 +162,7 @@ __all__ = [
     "rans",
     "require",
     "rotation",
+    "rows",
     "salient_tokens",
     "scafcom",
     "scallion",
@@ -205,6 +208,7 @@ CODECS: Mapping[str, Callable[..., Codec]] = {
     "kmeans": kmeans,
     "cst": cst,
     "rans": rans,
+    "rows": rows,
 }
 
 #: Rounds of several exchanges, by the name they have in expressions.
@@ -225,10 +229,12 @@ _WORDS = Words("codec", _NAMES, "topk(1/64) | int4 | zstd or feedback(int4(block
 #: What stands for those that cannot be shown by their name alone.
 _SHOWN = {
     "topk": "topk(1/64)",
+    "randk": "randk(1/64)",
+    "rows": "rows(1/8)",
+    "feedback": "feedback(topk(1/64))",
     "dct": "dct(1/128)",
     "sketch": "sketch(width=50000)",
     "fetchsgd": "fetchsgd(0.01, width=50000)",
-    "feedback": "feedback(topk(1/64))",
     "layers": "layers(topk(1/64))",
     "cst": "cst(128)",
     "budget": "budget(topk(1/256), topk(1/64), topk(1/16))",
@@ -243,7 +249,6 @@ _SHOWN = {
     "scallion": "scallion(int4(rounding='stochastic'))",
     "scafcom": "scafcom(topk(1/64))",
     "frozen_adam": "frozen_adam(int4)",
-    "randk": "randk(1/64)",
 }
 
 

@@ -96,7 +96,7 @@ class RandK(Codec):
         return None if self.scaled else self._kept(n)
 
     def variance(self, n: int) -> float | None:
-        return 1 / self._kept(n) - 1 if self.scaled else None
+        return (1 + 2.0**-22) / self._kept(n) - 1 if self.scaled else None  # n/k is rounded to float32
 
     def _kept(self, n: int) -> float:
         """k/n."""
