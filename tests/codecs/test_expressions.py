@@ -10,8 +10,21 @@ from hypothesis import strategies as st
 
 import thinwire.codecs
 from thinwire.codecs import (
-    CODECS, FEEDBACK, STAGED, Codec, Feedback, describe, ef21w, feedback, fp32, int4, int8, parse, topk, zstd,
-)  # fmt: skip
+    CODECS,
+    FEEDBACK,
+    STAGED,
+    Codec,
+    Feedback,
+    describe,
+    ef21w,
+    feedback,
+    fp32,
+    int4,
+    int8,
+    parse,
+    topk,
+    zstd,
+)
 from thinwire.errors import ConfigError
 
 
