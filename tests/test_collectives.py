@@ -388,7 +388,7 @@ class Subset(Codec):
 
 @pytest.mark.parametrize("members", [1, 2, 4])
 def test_a_codec_may_know_from_the_key_what_others_would_have_to_send(members):
-    """Alone, in pairs and in an all-reduce: all choose with one key, so that the kept entries are the members' exact mean."""
+    """Alone, in pairs and in an all-reduce: all choose with one key, so the kept are the exact mean."""
     n = 4096
     given = data(members, n, 0)
 

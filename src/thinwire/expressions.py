@@ -59,9 +59,11 @@ def evaluate(expression: str, words: Words) -> object:
 def options(entry: Callable[..., Any]) -> dict[str, object]:
     """The options an entry takes and their defaults; `inspect.Parameter.empty` where one must be given.
 
-    An entry that is itself a codec, such as int8, is called to change what it already has.
+    An entry that is itself a codec, such as int8, is called to change what it already has. What an entry takes any
+    number of, such as the codecs of `layers`, is no option.
     """
-    parameters = inspect.signature(entry).parameters
+    signature = inspect.signature(entry)
+    parameters = {name: p for name, p in signature.parameters.items() if p.kind is not p.VAR_POSITIONAL}
     return {name: getattr(entry, name, p.default) if p.default is None else p.default for name, p in parameters.items()}
 
 
@@ -127,9 +129,10 @@ def _check_options(name: str, words: Words, num_positional: int, named: list[str
     entry = words.entries[name]
     accepted = options(entry)
     parameters = inspect.signature(entry).parameters.values()
-    by_place = [p.name for p in parameters if p.kind is not inspect.Parameter.KEYWORD_ONLY]
+    by_place = [p.name for p in parameters if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    any_number = any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters)
     given = by_place[:num_positional] + named
-    if num_positional > len(by_place):
+    if num_positional > len(by_place) and not any_number:
         wrong = f"{name} takes {len(by_place)} options without their names, not {num_positional}"
     elif unknown := [option for option in named if option not in accepted]:
         wrong = f"{name} does not take {unknown[0]!r}"

@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 import torch
 
-from thinwire.codecs import Codec, Integer, e3m0, int4, int8
+from thinwire.codecs import Codec, Integer, e3m0, int2, int3, int4, int6, int8
 from thinwire.codecs.blocks import Rounding
 from thinwire.errors import ConfigError, PacketError
 
@@ -46,6 +46,7 @@ def test_results_do_not_depend_on_pieces(monkeypatch: pytest.MonkeyPatch) -> Non
 
     x = torch.randn(5000, generator=torch.Generator().manual_seed(0))
     codecs: list[Codec] = [c(block=64, rounding=r) for c in (int8, int4, e3m0) for r in get_args(Rounding)]
+    codecs += [int2, int3(grid="zero"), int6(block=64, grid="minmax")]
     whole = [codec.encode(x, 3) for codec in codecs]
     monkeypatch.setitem(blocks._PIECE, "cpu", 128)
     for codec, fields in zip(codecs, whole, strict=True):
@@ -123,8 +124,14 @@ def test_other_options_are_refused() -> None:
         int8(rounding="up")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="int8 is to have blocks of 0"):
         int8(block=0)
-    with pytest.raises(ConfigError, match="Integer of 5 bits"):
+    with pytest.raises(ConfigError, match="Integer of 5 bits\n  expected  8, 6, 4, 3 or 2 bits"):
         Integer(5, 64)
+    with pytest.raises(ConfigError, match=r"int3 is to have blocks of 4\n  expected  a whole number, a multiple of 8:"):
+        int3(block=4)
+    with pytest.raises(
+        ConfigError, match=r"int4 is to have the grid 'log'\n  expected  grid='symmetric', grid='minmax'"
+    ):
+        int4(grid="log")  # type: ignore[arg-type]
 
 
 def test_bare_names_and_calls_are_the_same() -> None:
@@ -132,3 +139,102 @@ def test_bare_names_and_calls_are_the_same() -> None:
     assert int4() == int4 == int4(block=64, rounding="nearest")
     assert int8(block=64)(rounding="stochastic") == int8(block=64, rounding="stochastic")
     assert int8(block=64).spec == "int8(block=64)"
+    assert int4(grid="zero").spec == "int4(grid='zero')"
+
+
+# Fewer bits, other grids ----------------------------------------------------------------------------------------------
+
+
+def _decoded(codec: Codec, x: torch.Tensor, key: int = 0) -> torch.Tensor:
+    return codec.decode(codec.encode(x, key), len(x), key)
+
+
+def test_golden_at_few_bits() -> None:
+    """By hand. int3 of 3 2 1 0 -1 -2 -3 0: codes 7 6 5 4 3 2 1 4; their lower two bits 3 2 | 1 0 | 3 2 | 1 0 side by
+    side in two bytes (j, j + 2, j + 4, j + 6), their upper ones 1 1 1 1 0 0 0 1 in one."""
+    fields = int3(block=8).encode(torch.tensor([3.0, 2, 1, 0, -1, -2, -3, 0]), 0)
+    assert fields["code"].tolist() == [3 | 1 << 2 | 3 << 4 | 1 << 6, 2 | 0 << 2 | 2 << 4 | 0 << 6, 0b10001111]
+    fields = int2(block=4).encode(torch.tensor([1.0, -1, 0.4, -0.6]), 0)  # 3 1 2 1
+    assert fields["code"].tolist() == [3 | 1 << 2 | 2 << 4 | 1 << 6]
+    fields = int6(block=4).encode(torch.tensor([31.0, -31, 0, 16]), 0)  # 63 1 32 48
+    assert fields["code"].tolist() == [15 | 0 << 4, 1 | 0 << 4, 3 | 0 << 2 | 2 << 4 | 3 << 6]
+
+
+@pytest.mark.parametrize("codec", [int6(block=12), int3(block=8), int2(block=4)])
+def test_tails_of_every_length_come_back(codec: Integer) -> None:
+    """Whole numbers up to the largest code, which is there: no rounding at all."""
+    largest = 2 ** (codec.bits - 1) - 1
+    for n in range(1, 40):
+        x = (torch.arange(n) * 5 % (2 * largest + 1) - largest).float()
+        x[:: codec.block] = largest
+        assert torch.equal(_decoded(codec, x), x)
+
+
+@pytest.mark.parametrize(("bits", "worst"), [(8, 3.6e-5), (6, 7e-4), (4, 0.012), (3, 0.065), (2, 0.53)])
+def test_errors_on_normal_numbers(bits: int, worst: float) -> None:
+    x = torch.randn(1 << 16, generator=torch.Generator().manual_seed(0))
+    error = ((_decoded(Integer(bits, 64), x) - x).norm() / x.norm()).item() ** 2
+    assert 0.8 * worst < error < worst
+
+
+def test_a_grid_to_both_ends_loses_less_of_what_leans_to_one_side() -> None:
+    x = torch.rand(1 << 14, generator=torch.Generator().manual_seed(0)) + 3
+    errors = {grid: (_decoded(int4(grid=grid), x) - x).norm().item() for grid in ("minmax", "zero", "symmetric")}
+    assert list(errors) == sorted(errors, key=errors.__getitem__)
+    assert errors["minmax"] < 0.3 * errors["zero"]
+
+
+def test_both_ends_of_minmax_are_exact_and_so_is_a_constant() -> None:
+    x = torch.tensor([-1.0, 3, 0.1, 2.9, 0.3, 0.3, 0.3, 0.3])
+    decoded = _decoded(int2(block=4, grid="minmax"), x)
+    assert decoded.tolist() == [-1, 3, pytest.approx(1 / 3), 3, *[x[4].item()] * 4]
+
+
+def test_zero_stays_zero_on_the_grid_that_has_it() -> None:
+    x = torch.randn(4096, generator=torch.Generator().manual_seed(0)) + 0.7
+    x[::3] = 0
+    for rounding in get_args(Rounding):
+        assert not _decoded(int3(grid="zero", rounding=rounding), x)[::3].any()
+    fields = int4(block=4, grid="zero").encode(torch.tensor([-1.0, 14, 0, 5]), 0)
+    assert fields["scale"].tolist() == [1.0]
+    assert fields["zero"].tolist() == [1 - 8]
+
+
+def test_minmax_gives_energy_to_sparse_blocks_and_claims_nothing_there() -> None:
+    x = torch.zeros(256)
+    x[:2] = torch.tensor([1.0, -1.0])
+    for bits, energy in ((2, 14.1), (3, 2.6), (4, 0.56)):
+        minmax = Integer(bits, 256, grid="minmax")
+        assert ((_decoded(minmax, x) - x).square().sum() / 2).item() == pytest.approx(energy, rel=0.02)
+        assert (minmax.contraction(256) is None) == (energy > 1)
+        for grid in ("symmetric", "zero"):
+            assert torch.equal(_decoded(Integer(bits, 256, grid=grid), x)[2:], x[2:])
+            assert Integer(bits, 256, grid=grid).contraction(256) is not None
+
+
+def test_no_end_is_cut_at_random() -> None:
+    """Rounding at random is right in the mean only if the last level is not below the last number."""
+    x = torch.tensor([-1.0, 1.4, 0, 0]).repeat(200)
+    codec = int2(block=4, grid="zero", rounding="stochastic")
+    mean = torch.stack([_decoded(codec, x, key) for key in range(50)]).double().mean(dim=0).view(-1, 4).mean(dim=0)
+    assert mean.tolist() == pytest.approx([-1, 1.4, 0, 0], abs=5 * 0.6 / 100)
+    assert _decoded(int2(block=4, grid="zero"), x)[:2].tolist() == pytest.approx([-0.8, 1.6])
+
+
+def test_spreads_beyond_the_largest_float() -> None:
+    x = torch.tensor([1.0, -1, 0.5, 0]) * torch.finfo(torch.float32).max
+    for grid in ("minmax", "zero"):
+        for codec in (int8(block=4, grid=grid), int2(block=4, grid=grid)):
+            decoded = _decoded(codec, x)
+            assert decoded.isfinite().all()
+            assert bool(((decoded / 2 - x / 2).abs() <= 0.5001 * x[0] / codec._steps).all())
+
+
+def test_what_no_encoder_writes_of_other_grids_is_refused() -> None:
+    fields = dict(int4(block=8, grid="minmax").encode(X, 0))
+    for centre, scale in ((float("nan"), 1.0), (float("inf"), 1.0), (-3e38, 1e37)):
+        wrong = {"centre": torch.tensor([centre]), "scale": torch.tensor([scale])}
+        with pytest.raises(PacketError, match="field 'centre' holds a centre that is not finite or too large"):
+            int4(block=8, grid="minmax").decode({**fields, **wrong}, 8, 0)
+    with pytest.raises(PacketError, match="scale that is negative, not finite or too large"):
+        int4(block=8, grid="minmax").decode({**fields, "scale": torch.tensor([-1.0])}, 8, 0)

@@ -20,6 +20,8 @@ KEY = 5
 #: The vector of the golden vectors in tests/codecs, and a longer one for the chain.
 SHORT = torch.tensor([7, -7, 3.5, -3.4, 0, 1, -1, 0.49])
 LONG = torch.cat([SHORT * scale for scale in (1.0, -0.5, 0.25, 2.0, 0.0, 1e-3, 1e3, 0.75)])
+#: Long enough that a table of frequencies pays.
+REPEATED = LONG.repeat(8)
 
 #: Codec packets: file name -> (expression, vector).
 ENCODED: dict[str, tuple[str, torch.Tensor]] = {
@@ -28,9 +30,34 @@ ENCODED: dict[str, tuple[str, torch.Tensor]] = {
     "int8": ("int8", SHORT),
     "int4": ("int4(block=8)", SHORT),
     "int4-stochastic": ("int4(block=8, rounding='stochastic')", LONG),
+    "int4-minmax": ("int4(block=8, grid='minmax')", LONG),
+    "int6": ("int6(block=8)", SHORT),
+    "int3-zero": ("int3(block=8, grid='zero')", LONG),
+    "int2": ("int2(block=8)", SHORT),
     "e3m0": ("e3m0(block=8)", SHORT),
-    "topk-int4-zstd": ("topk(1/4) | int4(block=8) | zstd", LONG),
-    "empty": ("topk(1/4) | e3m0", torch.zeros(0)),
+    "e2m0": ("e2m0(block=8)", SHORT),
+    "e4m0": ("e4m0(block=8)", LONG),
+    "topk-int4-zstd": ("topk(1/4, index='int32') | int4(block=8) | zstd", LONG),
+    "empty": ("topk(1/4, index='int32') | e3m0", torch.zeros(0)),
+    "topk": ("topk(1/16)", LONG),
+    "topk-packed": ("topk(1/16, index='packed')", LONG),
+    "topk-bitmap": ("topk(1/16, index='bitmap')", LONG),
+    "topk-varint": ("topk(1/16, index='varint')", LONG),
+    "topk-elias-fano": ("topk(1/16, index='elias_fano')", LONG),
+    "topk-smallest": ("topk(1/4, index='smallest', block=16)", LONG),
+    "randk": ("randk(1/4)", LONG),
+    "fp8": ("fp8(block=8)", LONG),
+    "fp8-e5m2": ("fp8('e5m2', block=8)", LONG),
+    "natural": ("natural", LONG),
+    "qsgd": ("qsgd(block=8)", LONG),
+    "qsgd-elias": ("qsgd(3, block=8, code='elias')", LONG),
+    "terngrad": ("terngrad(block=8)", LONG),
+    "terngrad-trits": ("terngrad(block=12, clip=2.5, code='trits')", LONG),
+    "sign": ("sign(block=8)", SHORT),
+    "sign-two-means": ("sign(block=8, scale='two-means')", LONG),
+    "topk-kmeans": ("topk(1/2) | kmeans(3)", LONG),
+    "cst": ("cst(channels=6, bits=2)", LONG),
+    "int8-rans": ("int8 | rans(segment=100)", REPEATED),
 }
 
 

@@ -14,38 +14,146 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from thinwire.codecs.base import Codec, Shapes, Traits, require
+from thinwire.codecs.budget import Budget, budget
 from thinwire.codecs.cards import CodecCard, card
 from thinwire.codecs.chain import Chain
-from thinwire.codecs.e3m0 import E3M0, e3m0
+from thinwire.codecs.cst import CST, cst, join_tokens, salient_tokens, split_tokens
 from thinwire.codecs.feedback import (
+    DGC,
     EF21,
     EF21SGDM,
     EF21W,
     FEEDBACK,
+    GMF,
     EControl,
     ErrorFeedback,
     Feedback,
+    FrozenAdam,
+    Scafcom,
+    Scallion,
+    dgc,
     econtrol,
     ef21,
     ef21_sgdm,
     ef21w,
     feedback,
+    frozen_adam,
+    gmf,
+    scafcom,
+    scallion,
 )
-from thinwire.codecs.integer import Integer, int4, int8
+from thinwire.codecs.fp8 import FP8, fp8
+from thinwire.codecs.integer import Integer, int2, int3, int4, int6, int8
+from thinwire.codecs.kmeans import KMeans, kmeans
+from thinwire.codecs.layers import Layers, layers
+from thinwire.codecs.log import Log, e2m0, e3m0, e4m0
+from thinwire.codecs.natural import Natural, natural
 from thinwire.codecs.precision import BF16, FP16, FP32, bf16, fp16, fp32
+from thinwire.codecs.qsgd import QSGD, qsgd
+from thinwire.codecs.randk import RandK, randk
+from thinwire.codecs.rans import Rans, rans
+from thinwire.codecs.sign import Sign, sign
 from thinwire.codecs.stages import Staged
-from thinwire.codecs.topk import TopK, topk
-from thinwire.codecs.zstd import Zstd, zstd
+from thinwire.codecs.switch import Switch, Warmup, switch, warmup
+from thinwire.codecs.terngrad import TernGrad, terngrad
+from thinwire.codecs.topk import TopK, topk, warmup_shares
+from thinwire.codecs.whole import decode, encode
+from thinwire.codecs.zstd import Zstd, train_dictionary, zstd
 from thinwire.errors import ConfigError
 from thinwire.expressions import Words, evaluate
 from thinwire.packet import Fields, Layout
 
 __all__ = [
-    "BF16", "CODECS", "E3M0", "EF21", "EF21SGDM", "EF21W", "FEEDBACK", "FP16", "FP32", "STAGED", "Chain", "Codec",
-    "CodecCard", "EControl", "ErrorFeedback", "Feedback", "Fields", "How", "Integer", "Layout", "Shapes", "Staged",
-    "TopK", "Traits", "Zstd", "bf16", "describe", "e3m0", "econtrol", "ef21", "ef21_sgdm", "ef21w", "feedback", "fp16",
-    "fp32", "int4", "int8", "parse", "require", "topk", "zstd",
-]  # fmt: skip
+    "BF16",
+    "CODECS",
+    "CST",
+    "DGC",
+    "EF21",
+    "EF21SGDM",
+    "EF21W",
+    "FEEDBACK",
+    "FP8",
+    "FP16",
+    "FP32",
+    "GMF",
+    "QSGD",
+    "STAGED",
+    "Budget",
+    "Chain",
+    "Codec",
+    "CodecCard",
+    "EControl",
+    "ErrorFeedback",
+    "Feedback",
+    "Fields",
+    "FrozenAdam",
+    "How",
+    "Integer",
+    "KMeans",
+    "Layers",
+    "Layout",
+    "Log",
+    "Natural",
+    "RandK",
+    "Rans",
+    "Scafcom",
+    "Scallion",
+    "Shapes",
+    "Sign",
+    "Staged",
+    "Switch",
+    "TernGrad",
+    "TopK",
+    "Traits",
+    "Warmup",
+    "Zstd",
+    "bf16",
+    "budget",
+    "cst",
+    "decode",
+    "describe",
+    "dgc",
+    "e2m0",
+    "e3m0",
+    "e4m0",
+    "econtrol",
+    "ef21",
+    "ef21_sgdm",
+    "ef21w",
+    "encode",
+    "feedback",
+    "fp8",
+    "fp16",
+    "fp32",
+    "frozen_adam",
+    "gmf",
+    "int2",
+    "int3",
+    "int4",
+    "int6",
+    "int8",
+    "join_tokens",
+    "kmeans",
+    "layers",
+    "natural",
+    "parse",
+    "qsgd",
+    "randk",
+    "rans",
+    "require",
+    "salient_tokens",
+    "scafcom",
+    "scallion",
+    "sign",
+    "split_tokens",
+    "switch",
+    "terngrad",
+    "topk",
+    "train_dictionary",
+    "warmup",
+    "warmup_shares",
+    "zstd",
+]
 
 #: Every codec by the name it has in expressions; called, an entry gives the codec.
 CODECS: Mapping[str, Callable[..., Codec]] = {
@@ -56,25 +164,55 @@ CODECS: Mapping[str, Callable[..., Codec]] = {
     "int4": int4,
     "e3m0": e3m0,
     "topk": TopK,
+    "layers": layers,
     "zstd": zstd,
+    "int6": int6,
+    "int3": int3,
+    "int2": int2,
+    "e4m0": e4m0,
+    "e2m0": e2m0,
+    "randk": RandK,
+    "fp8": fp8,
+    "natural": natural,
+    "qsgd": qsgd,
+    "terngrad": terngrad,
+    "sign": sign,
+    "kmeans": kmeans,
+    "cst": cst,
+    "rans": rans,
 }
 
 #: Rounds of several exchanges, by the name they have in expressions.
-STAGED: Mapping[str, Callable[..., Staged]] = {}
+STAGED: Mapping[str, Callable[..., Staged]] = {
+    "budget": budget,
+    "switch": Switch,
+    "warmup": Warmup,
+}
 
 #: How a vector is written: the answer to one of a round's six questions.
 How = Codec | Staged | Feedback
 
 _NAMES: Mapping[str, Callable[..., How]] = {**CODECS, **STAGED, **FEEDBACK}
 _WORDS = Words("codec", _NAMES, "topk(1/64) | int4 | zstd or feedback(int4(block=128))", "`thinwire codecs {}`")
-#: Those that cannot be shown by their name alone.
+#: What stands for those that cannot be shown by their name alone.
 _SHOWN = {
     "topk": "topk(1/64)",
     "feedback": "feedback(topk(1/64))",
+    "layers": "layers(topk(1/64))",
+    "cst": "cst(128)",
+    "budget": "budget(topk(1/256), topk(1/64), topk(1/16))",
     "ef21": "ef21(topk(1/64))",
     "ef21w": "ef21w(topk(1/64), smoothness=(1, 4))",
     "ef21_sgdm": "ef21_sgdm(topk(1/64))",
     "econtrol": "econtrol(topk(1/64))",
+    "switch": "switch(int8, 100, topk(1/64))",
+    "warmup": "warmup(topk(1/1000), rounds=500)",
+    "dgc": "dgc(topk(1/64))",
+    "gmf": "gmf(topk(1/64))",
+    "scallion": "scallion(int4(rounding='stochastic'))",
+    "scafcom": "scafcom(topk(1/64))",
+    "frozen_adam": "frozen_adam(int4)",
+    "randk": "randk(1/64)",
 }
 
 

@@ -1,4 +1,4 @@
-"""What the blockwise quantisers share: cutting a vector into blocks, nibble packing, rounding, checks of scales.
+"""What the blockwise quantisers share: cutting a vector into blocks, rounding, checks of options and scales.
 
 A vector of n elements is cut into blocks of B; the last one holds the t = n mod B left over, if any. Work is done on
 pieces of whole blocks that fit a processor's cache: the same torch calls on the whole vector at once are several times
@@ -30,12 +30,17 @@ _PIECE = {"cpu": 1 << 18}  # elements; other devices are fed larger ones, for th
 _OTHER_PIECE = 1 << 26
 
 
-def check_options(name: str, block: object, rounding: object) -> None:
-    """Refuse options that no blockwise quantiser can work with."""
-    if not isinstance(block, int) or isinstance(block, bool) or block < 2 or block % 2:
+def check_options(name: str, block: object, rounding: object, *, multiple: int = 2) -> None:
+    """Refuse options that no blockwise quantiser can work with.
+
+    multiple  what blocks must be multiples of: what they take is whole bytes, and dither comes in pairs
+    """
+    multiple = max(2, multiple)
+    if not isinstance(block, int) or isinstance(block, bool) or block < multiple or block % multiple:
+        even = "an even whole number of at least 2" if multiple == 2 else f"a whole number, a multiple of {multiple}"
         raise ConfigError(
             f"{name} is to have blocks of {block!r}",
-            expected="an even whole number of at least 2: the elements that share a scale",
+            expected=f"{even}: the elements that share a scale",
             mend=f"write {name}(block=256), say; a smaller block costs more bytes and loses less",
         )
     if rounding not in ("nearest", "stochastic"):
@@ -48,11 +53,6 @@ def check_options(name: str, block: object, rounding: object) -> None:
 
 def num_blocks(n: int, block: int) -> int:
     return -(-n // block)
-
-
-def nibble_bytes(n: int, block: int) -> int:
-    """Bytes that n nibbles take, packed block by block."""
-    return n // block * (block // 2) + (n % block + 1) // 2
 
 
 def pieces(n: int, block: int, device: torch.device) -> Iterator[tuple[int, int, int]]:
@@ -81,21 +81,27 @@ def unit(v: Tensor) -> Tensor:
     return v.float().mul_(2.0**-16).add_(0.5 + 2.0**-17)
 
 
-def pack(nibbles: Tensor, *, zero: int) -> Tensor:
-    """Two codes a byte, planar: byte j of a row of B holds code j (low) and code j + B/2 (high).
+def carry(v: Tensor) -> Tensor:
+    """The u that dither's v stands for, times 2^23; int32.
 
-    nibbles  uint8 [rows, B], below 16; rows of odd B are filled up with the code `zero`
-    returns  uint8 [rows, ceil(B / 2)]
+    Added to a float's bits it carries into the exponent with probability mantissa / 2^23: of the two powers of two
+    beside a number, the mean of what is chosen is the number.
     """
-    if nibbles.shape[1] % 2:
-        nibbles = torch.nn.functional.pad(nibbles, (0, 1), value=zero)
-    half = nibbles.shape[1] // 2
-    return nibbles[:, half:].bitwise_left_shift(4).bitwise_or_(nibbles[:, :half])
+    return (v.int() + (1 << 15)).mul_(128).add_(64)
 
 
-def unpack(packed: Tensor, width: int) -> Tensor:
-    """The inverse of `pack`: uint8 [rows, ceil(width / 2)] to uint8 [rows, width]."""
-    return torch.cat([packed & 15, packed >> 4], dim=1)[:, :width]
+def sums(rows: Tensor) -> Tensor:
+    """Sum of each row, in one order on every device: rows are folded in half until one element is left.
+
+    rows     [r, w], overwritten
+    returns  [r]; its rounding is at most 2^-24 log2(w) of the sum of magnitudes
+    """
+    width = rows.shape[1]
+    while width > 1:
+        half = width // 2
+        rows[:, :half].add_(rows[:, width - half : width])
+        width -= half
+    return rows[:, 0].clone()
 
 
 def require_scales(scale: Tensor, largest: float, name: str) -> None:
@@ -104,15 +110,13 @@ def require_scales(scale: Tensor, largest: float, name: str) -> None:
         raise PacketError(f"field {name!r} holds a scale that is negative, not finite or too large")
 
 
-def contraction(relative_error: float, n: int, block: int, *, keeps_largest: bool) -> float | None:
+def contraction(relative_error: float, n: int, block: int, *, of_largest: float) -> float | None:
     """The delta that a bound on ||C(x) - x||^2 / ||x||^2 claims, or None.
 
-    keeps_largest  no element's error exceeds the element and each block's largest has none, so that at least
-                   1/B of the block's energy survives, whatever the other bound says
+    of_largest  share of the energy of a block's largest element that survives at least, if no element's error exceeds
+                the element; 0 if one may. A B-th of it survives of the block's, whatever the other bound says
     """
-    kept = 1 - relative_error
-    if keeps_largest:
-        kept = max(kept, 1 / max(1, min(block, n)))
+    kept = max(1 - relative_error, of_largest / max(1, min(block, n)))
     return kept - SLACK if kept > SLACK else None
 
 

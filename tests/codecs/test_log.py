@@ -1,11 +1,11 @@
-"""Golden vector, boundaries and options of the 4-bit float."""
+"""Golden vector, boundaries and options of the floats without mantissa."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from thinwire.codecs import E3M0, Codec, e3m0, int4
+from thinwire.codecs import Codec, Log, e2m0, e3m0, e4m0, int4
 from thinwire.errors import ConfigError, PacketError
 
 X = torch.tensor([7, -7, 3.5, -3.4, 0, 1, -1, 0.49])
@@ -94,4 +94,34 @@ def test_options_are_checked_and_change_the_result() -> None:
     results = [c.decode(c.encode(x, 0), 512, 0) for c in (e3m0, e3m0(block=32), e3m0(rounding="stochastic"))]
     assert not torch.equal(results[0], results[1])
     assert not torch.equal(results[0], results[2])
-    assert e3m0() == e3m0 == E3M0()
+    assert e3m0() == e3m0 == Log(3)
+
+
+@pytest.mark.parametrize(("codec", "top"), [(e2m0, 3), (e3m0, 7), (e4m0, 15)])
+def test_the_levels_are_the_powers_of_two_below_the_maximum(codec: Log, top: int) -> None:
+    levels = [0.0, *(2.0**-i for i in range(top))]
+    x = torch.tensor([*levels, *(-level for level in levels)]) * 3
+    assert torch.equal(codec.decode(codec.encode(x, 0), len(x), 0), x)
+    half_way = torch.tensor([3.0, 3 * 2.0**-top, 3 * 2.0**-top * (1 - 2.0**-23)])
+    assert codec.decode(codec.encode(half_way, 0), 3, 0).tolist() == [3, 3 * 2.0 ** (1 - top), 0]
+
+
+def test_the_smallest_level_keeps_all_its_digits_or_is_zero() -> None:
+    x = torch.tensor([1.1 * 2.0**-112, 1.1 * 2.0**-126])
+    assert torch.equal(e4m0.decode(e4m0.encode(x, 0), 2, 0), x)
+    assert not e4m0.decode(e4m0.encode(x / 2, 0), 2, 0).any()
+
+
+def test_more_exponent_bits_reach_further_down() -> None:
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(1 << 14, generator=g).sign() * (3 * torch.randn(1 << 14, generator=g)).exp()
+    zeros = [(c.decode(c.encode(x, 0), len(x), 0) == 0).float().mean().item() for c in (e4m0, e3m0, e2m0)]
+    assert zeros == sorted(zeros)
+    assert zeros[0] < 0.4 * zeros[1]
+
+
+def test_other_numbers_of_exponent_bits_are_refused() -> None:
+    with pytest.raises(ConfigError, match="Log of 5 exponent bits\n  expected  2, 3 or 4"):
+        Log(5)
+    with pytest.raises(ConfigError, match="e2m0 is to have blocks of 4\n  expected  a whole number, a multiple of 8:"):
+        e2m0(block=4)

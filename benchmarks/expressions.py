@@ -1,0 +1,43 @@
+"""The codecs that codecs.py and codec_training.py run over: a new one needs a line here, and has one without options.
+
+What stands in the tables of thinwire.codecs and is named by no line is run as `thinwire codecs` shows it.
+"""
+
+from __future__ import annotations
+
+from thinwire.codecs import CODECS, FEEDBACK, STAGED, Codec, Shapes, describe, parse
+
+EXAMPLES = (
+    "fp32",
+    "bf16",
+    "fp16",
+    "int8",
+    "int8(rounding='stochastic')",
+    "int4",
+    "int4(rounding='stochastic')",
+    "int4(grid='zero')",
+    "int2",
+    "int2(grid='minmax')",
+    "e3m0",
+    "e3m0(rounding='stochastic')",
+    "topk(1/100)",
+    "topk(1/100, block=4096)",
+    "feedback(topk(1/100), decay=0)",
+    "topk(1/64) | int4",
+    "topk(1/64) | int4 | zstd",
+    "zstd",
+    "bf16 | zstd",
+    "int8 | zstd",
+)
+
+
+def expressions() -> list[str]:
+    """Every example, then every other name there is, as `thinwire codecs` shows it."""
+    begun = {example.split("|")[0].split("(")[0].strip() for example in EXAMPLES}
+    return [*EXAMPLES, *(describe(name).example for name in [*CODECS, *STAGED, *FEEDBACK] if name not in begun)]
+
+
+def fitted(expression: str, shapes: Shapes) -> Codec | None:
+    """The codec for a vector made of parameters of these shapes; None for what needs other members or memory."""
+    parsed = parse(expression)
+    return parsed.fit(shapes) if isinstance(parsed, Codec) else None

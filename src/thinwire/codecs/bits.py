@@ -1,0 +1,101 @@
+"""Codes of less than a byte, packed row by row; the rows are a vector's blocks.
+
+    byte j of a row of B codes of b bits:  q_j + 2^b q_(j + w) + 2^2b q_(j + 2w) + ...       w = B b / 8
+
+Planar: what is neighbours in memory before is so afterwards, so that rows are packed by sums of slices. Widths that do
+not divide a byte are split into planes that do: 6 = 4 + 2 bits, 3 = 2 + 1; the lower bits' plane comes first, for all
+rows, then the next. A row that is left over is packed on its own, filled up with a code for zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from thinwire.codecs.memory import Scratch
+
+
+def planes(bits: int) -> Iterator[tuple[int, int]]:
+    """(bits, shift) of the planes that codes are split into, from the lowest bits up."""
+    shift = 0
+    for width in (8, 4, 2, 1):
+        if bits & width:
+            yield width, shift
+            shift += width
+
+
+def packed_bytes(n: int, block: int, bits: int) -> int:
+    """Bytes that n codes take, packed block by block."""
+    return sum(_plane_bytes(n, block, width) for width, _ in planes(bits))
+
+
+def row_multiple(bits: int) -> int:
+    """What a row's length must be a multiple of, so that no bit is wasted."""
+    return 8 // min(width for width, _ in planes(bits))
+
+
+def pack(codes: Tensor, into: Tensor, at: tuple[int, int], block: int, bits: int, zero: int, scratch: Scratch) -> None:
+    """Write the codes of some blocks where they belong in a field.
+
+    codes  uint8 [rows, width], below 2^bits
+    into   uint8 [packed_bytes(n, block, bits)]
+    at     (start, n): the codes are those of elements from `start` on, of n
+    zero   the code that fills up
+    """
+    start, n = at
+    offset = 0
+    for width, shift in planes(bits):
+        plane, mask = codes, (1 << width) - 1
+        if width < bits:
+            plane = torch.bitwise_right_shift(codes, shift, out=scratch("plane", codes.shape, torch.uint8))
+            plane.bitwise_and_(mask)
+        rows = _packed(plane, width, zero >> shift & mask, scratch)
+        into[offset + start * width // 8 :][: rows.numel()] = rows.view(-1)
+        offset += _plane_bytes(n, block, width)
+
+
+def unpack(
+    field: Tensor, at: tuple[int, int], shape: tuple[int, int], block: int, bits: int, scratch: Scratch
+) -> Tensor:
+    """The inverse of `pack`: uint8 [rows, width] = `shape`, in memory of `scratch` or of the field."""
+    (start, n), (rows, row) = at, shape
+    if bits == 8:
+        return field[start : start + rows * row].view(shape)
+    offset, codes = 0, scratch("codes", shape, torch.uint8)
+    for width, shift in planes(bits):
+        size = -(-row * width // 8)
+        packed = field[offset + start * width // 8 :][: rows * size].view(rows, size)
+        plane = _unpacked(packed, width, scratch("plane", shape, torch.uint8) if shift else codes, scratch)
+        if shift:
+            codes.bitwise_or_(plane.bitwise_left_shift_(shift))
+        offset += _plane_bytes(n, block, width)
+    return codes
+
+
+def _plane_bytes(n: int, block: int, width: int) -> int:
+    return n // block * (block * width // 8) + -(-(n % block) * width // 8)
+
+
+def _packed(codes: Tensor, bits: int, zero: int, scratch: Scratch) -> Tensor:
+    """uint8 [rows, B] below 2^bits to uint8 [rows, ceil(B bits / 8)]."""
+    per_byte = 8 // bits
+    if missing := -codes.shape[1] % per_byte:
+        codes = torch.nn.functional.pad(codes, (0, missing), value=zero)
+    packed, *others = codes.chunk(per_byte, dim=1)
+    for i, part in enumerate(others, start=1):
+        packed = torch.add(packed, part, alpha=1 << bits * i, out=scratch("packed", part.shape, torch.uint8))
+    return packed
+
+
+def _unpacked(packed: Tensor, bits: int, into: Tensor, scratch: Scratch) -> Tensor:
+    per_byte, mask = 8 // bits, (1 << bits) - 1
+    parts = []
+    for i in range(per_byte):
+        part = scratch(f"part {i}", packed.shape, torch.uint8)
+        torch.bitwise_right_shift(packed, bits * i, out=part)
+        parts.append(part.bitwise_and_(mask) if i < per_byte - 1 else part)
+    if into.shape[1] == per_byte * packed.shape[1]:
+        return torch.cat(parts, dim=1, out=into)
+    return into.copy_(torch.cat(parts, dim=1)[:, : into.shape[1]])

@@ -1,0 +1,204 @@
+"""Budget: every layer written with the option that is worth it there, at the total error of one setting for all.
+
+    options o = 1..O, of one codec family or of several;   err_l,o = ||x_l - C_o(x_l)||^2, bytes_l,o as written
+
+    save="bytes"   minimise sum_l bytes_l,o_l  subject to  sum_l err_l,o_l   <= limit * sum_l err_l,like
+    save="error"   minimise sum_l err_l,o_l    subject to  sum_l bytes_l,o_l <= limit * sum_l bytes_l,like
+
+Errors and bytes are measured on what is really written (with error feedback: on gradient plus residual) in `window`
+rounds, averaged over rounds and members by an exchange of their own, and every member solves the same problem: all
+choose alike. The first choice is made after the first `window` rounds, a new one every `refresh` rounds; until then
+every layer is written as `like` says. A choice is left only for one that saves another 5 %.
+
+Error   at most `limit` times that of the uniform setting, on the tensors measured.
+Size    that of the options chosen, and 8 bytes for each layer and option in rounds that measure.
+State   shared: the choice, the tables under way, a counter; alike on all members.
+Cost    a round that measures encodes and decodes every layer with every option.
+Source  Alimohammadi et al. 2022, arXiv:2210.17357 (L-GreCo): its dynamic programme, window of 10 and refresh of 100.
+Differs squares of errors are added, which is what error feedback's theory adds up; norm="plain" adds norms as L-GreCo
+        does. All members measure, not one; sizes are exact, not ranks times rows and columns. rule="proportional" is a
+        control: all layers may lose the same share of their energy (save="bytes") or take bytes in proportion to their
+        elements (save="error"), as much as keeps to the limit.
+Avoid   on models of a few layers alike, where there is nothing to choose.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from thinwire.aggregators import Mean
+from thinwire.codecs.allocation import Choice, Table, allocate, in_proportion, total
+from thinwire.codecs.base import Codec, Shapes
+from thinwire.codecs.layers import Layers
+from thinwire.codecs.precision import fp32
+from thinwire.codecs.stages import Result, Stage, Staged, Stages, Tensors
+from thinwire.errors import ConfigError
+from thinwire.randomness import mix
+
+Save = Literal["bytes", "error"]
+Norm = Literal["squared", "plain"]
+Rule = Literal["dynamic", "proportional"]
+
+_MOST = float(np.finfo(np.float32).max)  # a norm may overflow float32; its square does not overflow float64
+_DWELL = 0.95  # a new choice must cost at most this share of the one in force
+
+
+@dataclass(frozen=True)
+class Budget(Staged):
+    """Options for every layer, and what is to be saved; see `budget`.
+
+    options  codecs to choose from
+    like     which of them, from 0, is the uniform setting that sets the limit
+    save     what becomes least: bytes at the uniform setting's error, or error at its bytes
+    limit    factor on the uniform setting's error (or bytes)
+    refresh  rounds from one choice to the next
+    window   rounds whose tensors are measured before a choice
+    norm     whether squares of errors are added, or errors
+    rule     how the choice is made
+    small    elements below which a parameter is written as it is
+    """
+
+    options: tuple[Codec, ...]
+    like: int
+    save: Save = "bytes"
+    limit: float = 1.0
+    refresh: int = 100
+    window: int = 10
+    norm: Norm = "squared"
+    rule: Rule = "dynamic"
+    small: int = 1024
+    shapes: Shapes = ()
+
+    def __post_init__(self) -> None:
+        strangers = [option for option in self.options if not isinstance(option, Codec)]
+        if strangers or len(self.options) < 2:
+            raise ConfigError(
+                f"a budget with option {strangers[0]!r}" if strangers else f"a budget of {len(self.options)} option(s)",
+                expected="two codecs or more to choose from",
+                mend="write budget(topk(1/200), topk(1/100), topk(1/50)); error feedback goes around it",
+            )
+        for name, choices in (("save", Save), ("norm", Norm), ("rule", Rule)):
+            if getattr(self, name) not in get_args(choices):
+                raise ConfigError(
+                    f"budget: {name}={getattr(self, name)!r}",
+                    expected=f"{name} one of {', '.join(map(repr, get_args(choices)))}",
+                    mend=f"leave it out for {get_args(choices)[0]!r}",
+                )
+        if not 0 <= self.like < len(self.options):
+            raise ConfigError(
+                f"budget: like={self.like!r} of {len(self.options)} options",
+                expected=f"a whole number from 0 to {len(self.options) - 1}: the option that sets the limit",
+                mend="leave it out for the one in the middle",
+            )
+        if not 0 < self.limit < math.inf:
+            raise ConfigError(f"budget: limit={self.limit!r}", expected="a number above 0", mend="leave it out for 1")
+        if not 1 <= self.window <= self.refresh:
+            raise ConfigError(
+                f"budget: window={self.window!r} with refresh={self.refresh!r}",
+                expected="a window of at least one round, not longer than a refresh",
+                mend="leave them out for 10 and 100",
+            )
+
+    @property
+    def spec(self) -> str:
+        told = [option.spec for option in self.options]
+        told += [f"like={self.like}"] if self.like != len(self.options) // 2 else []
+        defaults = {"save": "bytes", "limit": 1.0, "refresh": 100, "window": 10, "norm": "squared", "rule": "dynamic",
+                    "small": 1024}  # fmt: skip
+        told += [f"{o}={getattr(self, o)!r}" for o, default in defaults.items() if getattr(self, o) != default]
+        return f"budget({', '.join(told)})"
+
+    @property
+    def wants_feedback(self) -> bool:
+        return any(option.traits.wants_feedback for option in self.options)
+
+    @property
+    def contractive(self) -> bool:
+        return all((option.contraction(1 << 16) or 0) > 0 for option in self.options)
+
+    def fit(self, shapes: Shapes) -> Budget:
+        return replace(self, shapes=shapes)
+
+    def run(self, x: Tensor, shared: Tensors, key: int) -> Stages:
+        shapes = self.shapes or ((1, len(x)),)
+        large = _large(shapes, self.small if self.shapes else 0)
+        number = int(shared["number"]) if shared else 0
+        choice = shared["choice"].cpu().numpy() if shared else np.full(len(large), self.like)
+        combined, sent = yield Stage(x, self.written(choice, shapes))
+        after = {"number": torch.tensor(number + 1), "choice": torch.from_numpy(choice.copy())}
+        if large and self._measures(number):
+            table, _ = yield Stage(self.measure(x, shapes, key), rule=Mean())
+            total = table + shared["table"] if "table" in shared else table
+            if (number + 1 - self.window) % self.refresh:
+                after["table"] = total
+            else:
+                after["choice"] = torch.from_numpy(self.choose(total.double().cpu().numpy(), choice))
+        return Result(combined, sent, after)
+
+    def _measures(self, number: int) -> bool:
+        """Whether round `number` is in a window: the first rounds, and the last ones before every refresh."""
+        return number < self.window or (number - self.window) % self.refresh >= self.refresh - self.window
+
+    def written(self, choice: Choice, shapes: Shapes) -> Layers:
+        """The codec of a choice, one option for every parameter that is not small, in order."""
+        picked = tuple(self.options[option] for option in choice) or (fp32,)
+        label = f"budget(#{hashlib.blake2b(choice.tobytes(), digest_size=4).hexdigest()})"
+        return replace(Layers(picked, self.small if self.shapes else 0).fit(shapes), label=label)
+
+    def measure(self, x: Tensor, shapes: Shapes, key: int) -> Tensor:
+        """What every option would lose and write.
+
+        returns  float32 [layers * (2 options + 1)]: for every parameter that is not small the norms of the errors, the
+                 bytes, and the norm of the parameter's part of x
+        """
+        rows, start = [], 0
+        wanted = set(_large(shapes, self.small if self.shapes else 0))
+        for number, shape in enumerate(shapes):
+            piece = x[start : start + math.prod(shape)]
+            start += len(piece)
+            if number in wanted:
+                errors, sizes = [], []
+                for option, codec in enumerate(codec.fit((shape,)) for codec in self.options):
+                    fields = codec.encode(piece, mix(key, number, option))
+                    decoded = codec.decode(fields, len(piece), mix(key, number, option))
+                    errors.append((piece - decoded).norm())
+                    sizes.append(float(sum(field.numel() * field.element_size() for field in fields.values())))
+                rows.append(torch.stack([*errors, *x.new_tensor(sizes), piece.norm()]))
+        return torch.cat(rows)
+
+    def choose(self, table: Table, current: Choice) -> Choice:
+        """The option of every layer, from what was measured in all: `measure`'s rows, added over rounds."""
+        count = len(self.options)
+        rows = np.minimum(table.reshape(len(current), 2 * count + 1), _MOST)
+        power = 2 if self.norm == "squared" else 1
+        errors, sizes, energies = rows[:, :count] ** power, rows[:, count:-1], rows[:, -1] ** power
+        weight, value = (errors, sizes) if self.save == "bytes" else (sizes, errors)
+        limit = self.limit * weight[:, self.like].sum()
+        if self.rule == "dynamic":
+            chosen = allocate(weight, value, limit)
+        else:
+            elements = sizes[:, self.like]  # a uniform setting's bytes are in proportion to them
+            chosen = in_proportion(weight, value, limit, energies if self.save == "bytes" else elements)
+        keeps = total(weight, current) <= limit and total(value, chosen) > _DWELL * total(value, current)
+        return np.asarray(current if keeps else chosen, dtype=np.int64)
+
+
+def _large(shapes: Shapes, small: int) -> list[int]:
+    """Numbers of the parameters that are not small: those that `Layers` does not write as they are."""
+    return [number for number, shape in enumerate(shapes) if len(shape) > 1 and math.prod(shape) >= small]
+
+
+def budget(
+    *options: Codec, like: int | None = None, save: Save = "bytes", limit: float = 1.0, refresh: int = 100,
+    window: int = 10, norm: Norm = "squared", rule: Rule = "dynamic", small: int = 1024,
+) -> Budget:  # fmt: skip
+    """Choose for every layer: `budget(topk(1/200), topk(1/100), topk(1/50))`; the one in the middle sets the limit."""
+    uniform = len(options) // 2 if like is None else like
+    return Budget(options, uniform, save, limit, refresh, window, norm, rule, small)
