@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 import pytest
 
 from thinwire.aggregators import Mean, Median, TrimmedMean, WeightedMean
-from thinwire.codecs import ErrorFeedback, fp32, int4, int8, topk, zstd
+from thinwire.codecs import ErrorFeedback, ef21, ef21w, fp32, int4, int8, topk, zstd
 from thinwire.codecs.base import Codec, Traits
 from thinwire.errors import ConfigError
 from thinwire.method import Method, Phases
@@ -60,6 +60,14 @@ def refused(text: str):
                                       r".*send Parameters\(\) with outer=Average"),
         ({"payload": Delta(), "outer": SGD(), "topology": Islands(2, between=RandomPairs())}, "drift apart for ever"),
         ({"codec": Halves(), "aggregator": TrimmedMean(0.1)}, "with linear codec halves: .* added as codes\n.*a mean"),
+        ({"codec": ef21(int8), "aggregator": Median()}, r"ef21\(int8\) with aggregator Median\(\): it keeps the mean "
+                                                        "of what .*\n.*a plain mean\n.*or feedback"),
+        ({"codec": ef21(int8), "aggregator": WeightedMean()}, "or weights that change from round to round, would make"),
+        ({"codec": ef21w(int8, (1, 2))}, r"aggregator Mean\(\): its members' weights would be ignored\n.*a weighted "
+                                         r"mean\n.*aggregator=WeightedMean\(\)"),
+        ({"codec": ef21(int8), "topology": Islands(2)}, "over Islands.*: islands weigh what they pass on by who took"),
+        ({"codec": ef21(fp32), "topology": RandomPairs(), "payload": Parameters(), "outer": Average()},
+         r"ef21\(fp32\) over RandomPairs\(\): .* partners change\n.*one group of all members\n.*use Everyone\(\)"),
     ],
 )  # fmt: skip
 def test_refusals(answers, text):
@@ -74,6 +82,8 @@ def test_refusals(answers, text):
         {"aggregator": Median()},
         {"codec": Halves()},
         {"codec": int8, "aggregator": TrimmedMean(0.2)},
+        {"codec": ef21(topk(1 / 8)), "payload": Delta(2), "outer": SGD(), "schedule": Every(4, 1)},
+        {"codec": ef21w(int8, (1, 2)), "aggregator": WeightedMean()},
         {"topology": Islands(2, between=Islands(2), inside=int8), "aggregator": WeightedMean()},
         {"payload": Delta(3), "outer": Rebase(Adam()), "schedule": Every(6, 3), "codec": topk(1 / 8) | int4 | zstd},
         {"payload": Parameters(2), "outer": Average(), "codec": zstd, "topology": RandomPairs(), "schedule": Every(3)},
