@@ -11,7 +11,7 @@ from thinwire.codecs import ErrorFeedback, fp32, int4, int8, topk, zstd
 from thinwire.codecs.base import Codec, Traits
 from thinwire.errors import ConfigError
 from thinwire.method import Method, Phases
-from thinwire.methods import METHODS, diloco, every_step, fedavg, local_sgd, post_local_sgd, streaming_diloco
+from thinwire.methods import METHODS, dgc, diloco, every_step, fedavg, local_sgd, post_local_sgd, streaming_diloco
 from thinwire.outer import SGD, Adam, Average, Mix, Nesterov, NoStep, Rebase
 from thinwire.payloads import Delta, Gradient, Parameters
 from thinwire.schedules import Every
@@ -108,6 +108,9 @@ def test_an_option_that_is_not_there_is_an_error():
 #: Another value for every option of every named method.
 OTHERS = {
     every_step: {"codec": int8},
+    dgc: {
+        "codec": topk(1 / 8), "momentum": 0.5, "masking": False, "nesterov": True, "clip": 1.0, "warmup": 7,
+    },
     local_sgd: {"every": 7, "codec": int8},
     fedavg: {"every": 7, "codec": int8},
     post_local_sgd: {"switch": 7, "every": 7, "codec": int8},
