@@ -3,9 +3,10 @@
     python benchmarks/codec_training.py [DATA.txt] [--only EXPRESSION ...] [--seeds 3] [--again]
 
 A byte-level GPT of 36 thousand parameters (2 layers, width 32, context 32) on four members of the local link: batch 8 a
-member, AdamW 4e-3, 160 steps; DiLoCo has a round every 8 steps, outer learning rate 0.7, momentum 0.6 (0.9 swings in
-so few rounds: seeds then differ by more than codecs). Codecs that want error feedback have it, as everywhere. Loss is of the consensus model on 256 held-out windows, bytes are what the
-link's meter counted a member to send, handshake and evaluation left out. Equal tokens, so what differs is the codec.
+member, AdamW 4e-3, 160 steps; DiLoCo has a round every 8 steps, outer learning rate 0.7, momentum 0.6 (0.9 swings in so
+few rounds: seeds then differ by more than codecs). Codecs that want error feedback have it, as everywhere. Loss is of
+the consensus model on 256 held-out windows; bytes are what the link's meter counted a member to send, handshake and
+evaluation left out. Tokens are equal, so what differs is the codec.
 
 A run that is done is a line of results/codec_training.jsonl and is not done again unless --again says so; from all
 lines with the present settings results/codec_training.md and .png are drawn. About 7 seconds a run on one core.
@@ -51,8 +52,8 @@ Run = dict[str, Any]
 def settings(data: str) -> str:
     """What a run must share with others to stand in one table."""
     return (
-        f"{Path(data).name}, {MEMBERS} members, {STEPS} steps, DiLoCo every {EVERY} with momentum {MOMENTUM:g}, batch {BATCH}, context {CONTEXT}, "
-        f"AdamW {LR:g}, GPT 2 x 32"
+        f"{Path(data).name}, {MEMBERS} members, {STEPS} steps, DiLoCo every {EVERY} with momentum {MOMENTUM:g}, "
+        f"batch {BATCH}, context {CONTEXT}, AdamW {LR:g}, GPT 2 x 32"
     )
 
 

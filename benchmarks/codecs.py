@@ -161,9 +161,8 @@ def _seconds(x: Tensor, work: Callable[[], object]) -> float:
     return took
 
 
-def _normal(mib: int, device: str = "cpu") -> Tensor:
-    x = torch.empty(mib << 18).normal_(generator=torch.Generator().manual_seed(0))
-    return x if device == "cpu" else x.to(device)
+def _normal(mib: int) -> Tensor:
+    return torch.empty(mib << 18).normal_(generator=torch.Generator().manual_seed(0))
 
 
 def _as_matrix(n: int) -> Shapes:

@@ -15,9 +15,14 @@ EXAMPLES = (
     "int8(rounding='stochastic')",
     "int4",
     "int4(rounding='stochastic')",
+    "int4(grid='zero')",
+    "int2",
+    "int2(grid='minmax')",
     "e3m0",
     "e3m0(rounding='stochastic')",
     "topk(1/100)",
+    "topk(1/100, block=4096)",
+    "feedback(topk(1/100), decay=0)",
     "topk(1/64) | int4",
     "topk(1/64) | int4 | zstd",
     "zstd",
@@ -33,6 +38,6 @@ def expressions() -> list[str]:
 
 
 def fitted(expression: str, shapes: Shapes) -> Codec | None:
-    """The codec for a vector that is made of parameters of these shapes; None for what needs other members or memory."""
+    """The codec for a vector made of parameters of these shapes; None for what needs other members or memory."""
     parsed = parse(expression)
     return parsed.fit(shapes) if isinstance(parsed, Codec) else None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from thinwire.version import __version__
 
 if TYPE_CHECKING:
+    from thinwire import hooks
     from thinwire.errors import (
         ConfigError,
         DivergedError,
@@ -42,6 +43,8 @@ _PLACES = {
     "methods": ["dgc", "diloco", "every_step", "fedavg", "local_sgd", "post_local_sgd", "streaming_diloco"],
     "synchronizer": ["Synchronizer", "synchronize"],
 }
+#: Rooms that are public as they are: thinwire.hooks.ddp.
+_ROOMS = ("hooks",)
 _MODULES = {name: module for module, names in _PLACES.items() for name in names}
 
 __all__ = [
@@ -62,6 +65,7 @@ __all__ = [
     "diloco",
     "every_step",
     "fedavg",
+    "hooks",
     "join",
     "local_sgd",
     "post_local_sgd",
@@ -72,6 +76,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return import_module(f"thinwire.{name}")
     if name not in _MODULES:
         raise AttributeError(f"module 'thinwire' has no attribute {name!r}")
     return getattr(import_module(f"thinwire.{_MODULES[name]}"), name)

@@ -63,7 +63,7 @@ def test_what_an_expression_stands_for(expression: str, codec: Codec | Feedback)
     [
         ("inte8", f"no codec is called 'inte8'\n  expected  one of {NAMES}\n  mend      did you mean int8?"),
         ("gzip9000", "no codec is called 'gzip9000'"),
-        ("int8(blok=64)", "int8 does not take 'blok'\n  expected  int8 takes block, rounding"),
+        ("int8(blok=64)", "int8 does not take 'blok'\n  expected  int8 takes block, rounding, grid"),
         ("int8(64, block=64)", "int8 is given 'block' twice"),
         ("int8(64, 'nearest')", "int8 takes 1 options without their names, not 2"),
         ("fp32(1)", "fp32 takes 0 options without their names, not 1\n  expected  fp32 takes no options"),
@@ -124,7 +124,7 @@ def test_cards(name: str) -> None:
 
 
 def test_cards_tell_options_and_size() -> None:
-    assert describe("int8").signature == "int8(block=256, rounding='nearest')"
+    assert describe("int8").signature == "int8(block=256, rounding='nearest', grid='symmetric')"
     assert describe("topk").signature == "topk(share, index='compact', block=None)"
     assert describe("fp32").signature == "fp32"
     assert describe("int4").bits_per_element == 4.5

@@ -41,12 +41,18 @@ from thinwire.codecs.feedback import (
     scafcom,
     scallion,
 )
+from thinwire.codecs.fp8 import FP8, fp8
 from thinwire.codecs.integer import Integer, int2, int3, int4, int6, int8
 from thinwire.codecs.layers import Layers, layers
 from thinwire.codecs.log import Log, e2m0, e3m0, e4m0
+from thinwire.codecs.natural import Natural, natural
 from thinwire.codecs.precision import BF16, FP16, FP32, bf16, fp16, fp32
+from thinwire.codecs.qsgd import QSGD, qsgd
+from thinwire.codecs.randk import RandK, randk
+from thinwire.codecs.sign import Sign, sign
 from thinwire.codecs.stages import Staged
 from thinwire.codecs.switch import Switch, Warmup, switch, warmup
+from thinwire.codecs.terngrad import TernGrad, terngrad
 from thinwire.codecs.topk import TopK, topk, warmup_shares
 from thinwire.codecs.whole import decode, encode
 from thinwire.codecs.zstd import Zstd, zstd
@@ -62,9 +68,11 @@ __all__ = [
     "EF21SGDM",
     "EF21W",
     "FEEDBACK",
+    "FP8",
     "FP16",
     "FP32",
     "GMF",
+    "QSGD",
     "STAGED",
     "Budget",
     "Chain",
@@ -80,11 +88,15 @@ __all__ = [
     "Layers",
     "Layout",
     "Log",
+    "Natural",
+    "RandK",
     "Scafcom",
     "Scallion",
     "Shapes",
+    "Sign",
     "Staged",
     "Switch",
+    "TernGrad",
     "TopK",
     "Traits",
     "Warmup",
@@ -103,6 +115,7 @@ __all__ = [
     "ef21w",
     "encode",
     "feedback",
+    "fp8",
     "fp16",
     "fp32",
     "frozen_adam",
@@ -113,11 +126,16 @@ __all__ = [
     "int6",
     "int8",
     "layers",
+    "natural",
     "parse",
+    "qsgd",
+    "randk",
     "require",
     "scafcom",
     "scallion",
+    "sign",
     "switch",
+    "terngrad",
     "topk",
     "warmup",
     "warmup_shares",
@@ -140,6 +158,12 @@ CODECS: Mapping[str, Callable[..., Codec]] = {
     "int2": int2,
     "e4m0": e4m0,
     "e2m0": e2m0,
+    "randk": RandK,
+    "fp8": fp8,
+    "natural": natural,
+    "qsgd": qsgd,
+    "terngrad": terngrad,
+    "sign": sign,
 }
 
 #: Rounds of several exchanges, by the name they have in expressions.
@@ -171,6 +195,7 @@ _SHOWN = {
     "scallion": "scallion(int4(rounding='stochastic'))",
     "scafcom": "scafcom(topk(1/64))",
     "frozen_adam": "frozen_adam(int4)",
+    "randk": "randk(1/64)",
 }
 
 

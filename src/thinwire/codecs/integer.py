@@ -26,6 +26,7 @@ Source  Dettmers 2015, arXiv:1511.04561 (8 bits); Dettmers et al. 2021, arXiv:21
         stochastic rounding as in Alistarh et al. 2017, arXiv:1610.02132, with the block's maximum as its norm; minmax
         as in Markov et al. 2022, arXiv:2111.08617 (CGX); zero as in Jacob et al. 2017, arXiv:1712.05877.
 Differs minmax sends the centre, not the minimum: spreads beyond the largest float then need no care.
+Avoid   on vectors with a few large entries in every block: they take the whole grid, and the rest becomes zero.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ Source  Gao, Islamov & Stich 2023, arXiv:2311.05645 (EControl: Fast Distributed 
         Control).
 Differs eta is min(delta / 2, 0.05) if it is not given, with the contraction delta that the codec claims for the
         vector's length; that rule is ours, from runs on quadratics. The estimate begins at zero.
+Avoid   where `feedback` is stable, which holds a third of its memory and has no eta to set.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ Absent  as in ef21; a running mean misses the vectors of rounds that left its me
 Source  Fatkhullin, Tyurin & Richtarik 2023, arXiv:2305.15155 (Momentum Provably Improves Error Feedback!).
 Differs estimates start from zero, as ef21's do here. This is momentum before the codec: an outer step or an optimizer
         with momentum of its own comes on top of it.
+Avoid   where memory is short, or the optimizer has momentum that you do not want to lower.
 """
 
 from __future__ import annotations
