@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 
 from memories import Members, vectors
+from small import train
+from thinwire import every_step
+from thinwire.aggregators import WeightedMean
 from thinwire.codecs import (
     EF21SGDM,
     EControl,
@@ -28,11 +31,12 @@ from thinwire.codecs import (
     int8,
     parse,
     topk,
-)  # fmt: skip
+)
 from thinwire.codecs.base import Shapes
 from thinwire.codecs.feedback import Place
 from thinwire.codecs.stages import Exchanged, Result, Stage, Tensors
 from thinwire.errors import ConfigError
+from thinwire.links.local import run
 
 EPS = torch.finfo(torch.float32).eps
 FAMILY = [
@@ -171,6 +175,8 @@ def test_another_number_of_members_than_numbers_is_refused(count: int) -> None:
     said = rf"ef21w with the smoothness of 3 members, in a group of {count}\n  expected  one number for each member"
     with pytest.raises(ConfigError, match=said):
         Members(memory, count).round(vectors(count, 16))
+    with pytest.raises(ConfigError, match=said):
+        run(count, lambda link: train(link, every_step().but(codec=memory, aggregator=WeightedMean()), 1))
 
 
 @pytest.mark.parametrize(
