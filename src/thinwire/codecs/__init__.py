@@ -233,20 +233,13 @@ _WORDS = Words("codec", _NAMES, "topk(1/64) | int4 | zstd or feedback(int4(block
 #: What stands for those that cannot be shown by their name alone.
 _SHOWN = {
     "topk": "topk(1/64)",
-    "randk": "randk(1/64)",
-    "rows": "rows(1/8)",
     "feedback": "feedback(topk(1/64))",
-    "dct": "dct(1/128)",
-    "sketch": "sketch(width=50000)",
-    "fetchsgd": "fetchsgd(0.01, width=50000)",
     "layers": "layers(topk(1/64))",
-    "cst": "cst(128)",
     "budget": "budget(topk(1/256), topk(1/64), topk(1/16))",
     "ef21": "ef21(topk(1/64))",
     "ef21w": "ef21w(topk(1/64), smoothness=(1, 4))",
     "ef21_sgdm": "ef21_sgdm(topk(1/64))",
     "econtrol": "econtrol(topk(1/64))",
-    "diana": "diana(int4(rounding='stochastic'))",
     "switch": "switch(int8, 100, topk(1/64))",
     "warmup": "warmup(topk(1/1000), rounds=500)",
     "dgc": "dgc(topk(1/64))",
@@ -254,6 +247,13 @@ _SHOWN = {
     "scallion": "scallion(int4(rounding='stochastic'))",
     "scafcom": "scafcom(topk(1/64))",
     "frozen_adam": "frozen_adam(int4)",
+    "randk": "randk(1/64)",
+    "rows": "rows(1/8)",
+    "dct": "dct(1/128)",
+    "sketch": "sketch(width=50000)",
+    "fetchsgd": "fetchsgd(0.01, width=50000)",
+    "cst": "cst(128)",
+    "diana": "diana(int4(rounding='stochastic'))",
 }
 
 
