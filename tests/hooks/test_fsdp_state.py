@@ -199,9 +199,20 @@ def test_requests_that_cannot_be_met():
         state = Shards(link, method_of("int8"), ("only",), "a model")
         with pytest.raises(ConfigError, match=r"reduction .*MAX\n.*mean or the sum.*\n.*set_gradient_divide_factor"):
             state.reduce_scatter(0, torch.zeros(2), torch.zeros(2), dist.ReduceOp.MAX)
+        with pytest.raises(ConfigError, match=r"module only is sharded in 4 parts\n.*1, as.*\n.*one mesh"):
+            state.reduce_scatter(0, torch.zeros(2), torch.zeros(8), AVG)
         with pytest.raises(ConfigError, match=r"sharded at only\n.*sharded at other\n.*start anew"):
             Shards(link, method_of("int8"), ("other",), "a model").load_state_dict(state.state_dict())
 
     run(1, member)
     with pytest.raises(ConfigError, match=r"no module of this Linear is sharded\n.*\n.*fully_shard"):
         fsdp(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize(("across", "setter"), [(None, "set_custom_reduce_scatter"), ("group", "set_all_reduce_hook")])
+def test_an_older_pytorch_is_told_what_it_lacks(monkeypatch, across, setter):
+    from torch.distributed.fsdp import FSDPModule
+
+    monkeypatch.delattr(FSDPModule, setter)
+    with pytest.raises(ConfigError, match=rf"has no FSDPModule.{setter}\n.*\n.*pip install -U torch"):
+        fsdp(nn.Linear(2, 2), across=across)
