@@ -3,13 +3,13 @@
     python benchmarks/codec_training.py [DATA.txt] [--only EXPRESSION ...] [--seeds 3] [--again]
 
 A byte-level GPT of 36 thousand parameters (2 layers, width 32, context 32) on four members of the local link: batch 8 a
-member, AdamW 4e-3, 160 steps; DiLoCo has a round every 8 steps, outer learning rate 0.7, momentum 0.6 (0.9 swings in so
+member, AdamW 4e-3, 120 steps; DiLoCo has a round every 6 steps, outer learning rate 0.7, momentum 0.6 (0.9 swings in so
 few rounds: seeds then differ by more than codecs). Codecs that want error feedback have it, as everywhere. Loss is of
 the consensus model on 256 held-out windows; bytes are what the link's meter counted a member to send, handshake and
 evaluation left out. Tokens are equal, so what differs is the codec.
 
 A run that is done is a line of results/codec_training.jsonl and is not done again unless --again says so; from all
-lines with the present settings results/codec_training.md and .png are drawn. About 7 seconds a run on one core.
+lines with the present settings results/codec_training.md and .png are drawn. About 6 seconds a run on one core.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from thinwire.train.corpus import REFERENCE, Corpus, byte_tokens, documents, spl
 from thinwire.train.gpt import GPT, next_token_loss
 
 RESULTS = Path(__file__).with_name("results")
-MEMBERS, STEPS, EVERY, BATCH, CONTEXT, LR, WARMUP, MOMENTUM = 4, 160, 8, 8, 32, 4e-3, 10, 0.6
+MEMBERS, STEPS, EVERY, BATCH, CONTEXT, LR, WARMUP, MOMENTUM = 4, 120, 6, 8, 32, 4e-3, 10, 0.6
 METHODS = {
     "ddp": lambda codec: thinwire.every_step(codec=codec),
     "diloco": lambda codec: thinwire.diloco(every=EVERY, momentum=MOMENTUM, codec=codec),
