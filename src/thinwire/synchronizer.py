@@ -109,6 +109,7 @@ class Synchronizer:
         observer: Callable[[Outcome], None] | None,
     ) -> None:
         _check_parameters(model, optimizer)
+        _check_momentum(optimizer, method)
         self.step = 0
         self.committed = 0
         self.skipped = 0
@@ -563,3 +564,20 @@ def _check_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> Non
             expected="an optimizer over parameters of the model that is synchronised",
             mend="put all trained modules into one nn.ModuleList and synchronise that",
         )
+
+
+def _check_momentum(optimizer: torch.optim.Optimizer, plan: Method | Phases) -> None:
+    """Feedback with a momentum of its own feeds an optimizer that has none, or it would be applied twice."""
+    name = type(optimizer).__name__
+    for method in (plan.first, plan.then) if isinstance(plan, Phases) else (plan,):
+        feedback = method.feedback
+        if method.payload.kind != "gradient" or feedback is None or not feedback.accelerates:
+            continue
+        if any(group.get("betas") for group in optimizer.param_groups):
+            _log.warning("%s has moments of its own behind %s, which is made for plain SGD", name, feedback.spec)
+        if any(group.get("momentum") for group in optimizer.param_groups):
+            raise ConfigError(
+                f"{name} with momentum behind {feedback.spec}, which has a momentum of its own",
+                expected="one momentum: where gradients wait to be sent, it is theirs",
+                mend="set momentum=0 in the optimizer, or use feedback(...)",
+            )

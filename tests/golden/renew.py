@@ -43,6 +43,16 @@ ENCODED: dict[str, tuple[str, torch.Tensor]] = {
     "topk-varint": ("topk(1/16, index='varint')", LONG),
     "topk-elias-fano": ("topk(1/16, index='elias_fano')", LONG),
     "topk-smallest": ("topk(1/4, index='smallest', block=16)", LONG),
+    "randk": ("randk(1/4)", LONG),
+    "fp8": ("fp8(block=8)", LONG),
+    "fp8-e5m2": ("fp8('e5m2', block=8)", LONG),
+    "natural": ("natural", LONG),
+    "qsgd": ("qsgd(block=8)", LONG),
+    "qsgd-elias": ("qsgd(3, block=8, code='elias')", LONG),
+    "terngrad": ("terngrad(block=8)", LONG),
+    "terngrad-trits": ("terngrad(block=12, clip=2.5, code='trits')", LONG),
+    "sign": ("sign(block=8)", SHORT),
+    "sign-two-means": ("sign(block=8, scale='two-means')", LONG),
 }
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import thinwire
 from small import BATCH, adamw, batch, loss_of, make_model, same, sgd, train
-from thinwire import Network, diloco, every_step, fedavg, local_sgd, post_local_sgd, streaming_diloco
+from thinwire import Network, dgc, diloco, every_step, fedavg, local_sgd, post_local_sgd, streaming_diloco
 from thinwire.aggregators import Median, TrimmedMean, WeightedMean
 from thinwire.codecs import ErrorFeedback, fp32, int4, int8, topk, zstd
 from thinwire.links.local import alone, run
@@ -22,6 +22,7 @@ from thinwire.topologies import Everyone, Islands, RandomPairs
 METHODS = {
     "ddp": every_step(),
     "ddp int8": every_step(codec=int8()),
+    "dgc": dgc(codec=topk(1 / 64), warmup=5),
     "ddp topk": every_step(codec=topk(1 / 4)),
     "local sgd": local_sgd(every=3),
     "local sgd bf16": local_sgd(every=3, codec=thinwire.codecs.bf16),

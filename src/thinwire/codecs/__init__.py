@@ -18,24 +18,41 @@ from thinwire.codecs.budget import Budget, budget
 from thinwire.codecs.cards import CodecCard, card
 from thinwire.codecs.chain import Chain
 from thinwire.codecs.feedback import (
+    DGC,
     EF21,
     EF21SGDM,
     EF21W,
     FEEDBACK,
+    GMF,
     EControl,
     ErrorFeedback,
     Feedback,
+    FrozenAdam,
+    Scafcom,
+    Scallion,
+    dgc,
     econtrol,
     ef21,
     ef21_sgdm,
     ef21w,
     feedback,
+    frozen_adam,
+    gmf,
+    scafcom,
+    scallion,
 )
+from thinwire.codecs.fp8 import FP8, fp8
 from thinwire.codecs.integer import Integer, int2, int3, int4, int6, int8
 from thinwire.codecs.layers import Layers, layers
 from thinwire.codecs.log import Log, e2m0, e3m0, e4m0
+from thinwire.codecs.natural import Natural, natural
 from thinwire.codecs.precision import BF16, FP16, FP32, bf16, fp16, fp32
+from thinwire.codecs.qsgd import QSGD, qsgd
+from thinwire.codecs.randk import RandK, randk
+from thinwire.codecs.sign import Sign, sign
 from thinwire.codecs.stages import Staged
+from thinwire.codecs.switch import Switch, Warmup, switch, warmup
+from thinwire.codecs.terngrad import TernGrad, terngrad
 from thinwire.codecs.topk import TopK, topk, warmup_shares
 from thinwire.codecs.whole import decode, encode
 from thinwire.codecs.zstd import Zstd, zstd
@@ -46,12 +63,16 @@ from thinwire.packet import Fields, Layout
 __all__ = [
     "BF16",
     "CODECS",
+    "DGC",
     "EF21",
     "EF21SGDM",
     "EF21W",
     "FEEDBACK",
+    "FP8",
     "FP16",
     "FP32",
+    "GMF",
+    "QSGD",
     "STAGED",
     "Budget",
     "Chain",
@@ -61,20 +82,30 @@ __all__ = [
     "ErrorFeedback",
     "Feedback",
     "Fields",
+    "FrozenAdam",
     "How",
     "Integer",
     "Layers",
     "Layout",
     "Log",
+    "Natural",
+    "RandK",
+    "Scafcom",
+    "Scallion",
     "Shapes",
+    "Sign",
     "Staged",
+    "Switch",
+    "TernGrad",
     "TopK",
     "Traits",
+    "Warmup",
     "Zstd",
     "bf16",
     "budget",
     "decode",
     "describe",
+    "dgc",
     "e2m0",
     "e3m0",
     "e4m0",
@@ -84,17 +115,29 @@ __all__ = [
     "ef21w",
     "encode",
     "feedback",
+    "fp8",
     "fp16",
     "fp32",
+    "frozen_adam",
+    "gmf",
     "int2",
     "int3",
     "int4",
     "int6",
     "int8",
     "layers",
+    "natural",
     "parse",
+    "qsgd",
+    "randk",
     "require",
+    "scafcom",
+    "scallion",
+    "sign",
+    "switch",
+    "terngrad",
     "topk",
+    "warmup",
     "warmup_shares",
     "zstd",
 ]
@@ -115,11 +158,19 @@ CODECS: Mapping[str, Callable[..., Codec]] = {
     "int2": int2,
     "e4m0": e4m0,
     "e2m0": e2m0,
+    "randk": RandK,
+    "fp8": fp8,
+    "natural": natural,
+    "qsgd": qsgd,
+    "terngrad": terngrad,
+    "sign": sign,
 }
 
 #: Rounds of several exchanges, by the name they have in expressions.
 STAGED: Mapping[str, Callable[..., Staged]] = {
     "budget": budget,
+    "switch": Switch,
+    "warmup": Warmup,
 }
 
 #: How a vector is written: the answer to one of a round's six questions.
@@ -137,6 +188,14 @@ _SHOWN = {
     "ef21w": "ef21w(topk(1/64), smoothness=(1, 4))",
     "ef21_sgdm": "ef21_sgdm(topk(1/64))",
     "econtrol": "econtrol(topk(1/64))",
+    "switch": "switch(int8, 100, topk(1/64))",
+    "warmup": "warmup(topk(1/1000), rounds=500)",
+    "dgc": "dgc(topk(1/64))",
+    "gmf": "gmf(topk(1/64))",
+    "scallion": "scallion(int4(rounding='stochastic'))",
+    "scafcom": "scafcom(topk(1/64))",
+    "frozen_adam": "frozen_adam(int4)",
+    "randk": "randk(1/64)",
 }
 
 

@@ -8,7 +8,7 @@ What it promises it declares in `traits`, `layout`, `contraction` and `variance`
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -97,6 +97,26 @@ class Codec(ABC):
     def part(self, begin: int, end: int) -> Codec:
         """The codec for elements [begin, end) of the vector alone, combined on their own; it may be itself."""
         return self
+
+    @property
+    def leads(self) -> tuple[Codec, ...]:
+        """Those that the vector itself is given to: a chain's first. Overridden by codecs that go around others."""
+        return (self,)
+
+    def lead(self, change: Callable[[Codec], Codec]) -> Codec:
+        """The same with each of `leads` changed."""
+        return change(self)
+
+    @property
+    def selection(self) -> Codec:
+        """What of it selects, without what is done to the selected values; itself, unless it goes around others."""
+        return self
+
+    @property
+    @final
+    def selects(self) -> bool:
+        """Whether it keeps elements of the vector, rounded or not, and drops the others."""
+        return all(codec.values is not None for codec in self.leads)
 
     def add(self, contributions: Sequence[Fields], n: int) -> Fields:
         """Join what several members wrote of n elements each, for summable codecs.

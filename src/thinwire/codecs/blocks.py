@@ -81,6 +81,29 @@ def unit(v: Tensor) -> Tensor:
     return v.float().mul_(2.0**-16).add_(0.5 + 2.0**-17)
 
 
+def carry(v: Tensor) -> Tensor:
+    """The u that dither's v stands for, times 2^23; int32.
+
+    Added to a float's bits it carries into the exponent with probability mantissa / 2^23: of the two powers of two
+    beside a number, the mean of what is chosen is the number.
+    """
+    return (v.int() + (1 << 15)).mul_(128).add_(64)
+
+
+def sums(rows: Tensor) -> Tensor:
+    """Sum of each row, in one order on every device: rows are folded in half until one element is left.
+
+    rows     [r, w], overwritten
+    returns  [r]; its rounding is at most 2^-24 log2(w) of the sum of magnitudes
+    """
+    width = rows.shape[1]
+    while width > 1:
+        half = width // 2
+        rows[:, :half].add_(rows[:, width - half : width])
+        width -= half
+    return rows[:, 0].clone()
+
+
 def require_scales(scale: Tensor, largest: float, name: str) -> None:
     """Refuse scales that decode to something else than finite numbers. NaN fails both comparisons."""
     if not bool(((scale >= 0) & (scale <= largest)).all()):

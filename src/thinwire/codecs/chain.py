@@ -12,7 +12,7 @@ Source  Basu et al. 2019, arXiv:1906.02367 (quantisers composed with top-k).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -86,6 +86,17 @@ class Chain(Codec):
 
     def fit(self, shapes: Shapes) -> Codec:
         return Chain(self.first.fit(shapes), self.then)  # the values that `then` writes have lost their shapes
+
+    @property
+    def leads(self) -> tuple[Codec, ...]:
+        return self.first.leads
+
+    def lead(self, change: Callable[[Codec], Codec]) -> Codec:
+        return Chain(self.first.lead(change), self.then)
+
+    @property
+    def selection(self) -> Codec:
+        return self.first.selection
 
     def part(self, begin: int, end: int) -> Codec:
         return Chain(self.first.part(begin, end), self.then)

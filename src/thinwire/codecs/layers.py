@@ -16,7 +16,7 @@ Avoid   where a model has many small matrices: one vector for all needs no share
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -95,6 +95,22 @@ class Layers(Codec):
             for shape, size, big in zip(shapes, sizes, large, strict=True)
         )
         return replace(self, fitted=fitted)
+
+    @property
+    def leads(self) -> tuple[Codec, ...]:
+        return tuple(lead for codec in self.codecs for lead in codec.leads)
+
+    def lead(self, change: Callable[[Codec], Codec]) -> Layers:
+        return self._each(lambda codec: codec.lead(change))
+
+    @property
+    def selection(self) -> Layers:
+        return self._each(lambda codec: codec.selection)
+
+    def _each(self, change: Callable[[Codec], Codec]) -> Layers:
+        """The same with every layer's codec changed."""
+        fitted = tuple((change(codec), size) for codec, size in self.fitted)
+        return replace(self, codecs=tuple(map(change, self.codecs)), fitted=fitted, label="")
 
     def part(self, begin: int, end: int) -> Layers:
         if not self.fitted:

@@ -33,6 +33,7 @@ from thinwire.codecs.blocks import (
     TINY,
     Rounding,
     call,
+    carry,
     check_options,
     contraction,
     dither,
@@ -113,8 +114,7 @@ class Log(Codec):
     def _codes(self, x: Tensor, ratio: Tensor, v: Tensor | None, scratch: Scratch) -> Tensor:
         """sign << e | c as uint8, for ratio = |x| / m in [0, 1] (overwritten) and dither v (None: nearest).
 
-        Adding a u in [0, 1), scaled to the 23 bits of the mantissa, to the bits of a float carries into the exponent
-        with probability mantissa / 2^23: the power of two above instead of the one below. Nearest is u = 1/2. Below the
+        A u in (0, 1) added to a float's bits carries into the exponent, see blocks.carry; nearest is u = 1/2. Below the
         smallest power there is, the choice is between it and zero. Comparisons would do, but are slow on processors.
         """
         top = self._top
@@ -124,8 +124,8 @@ class Log(Codec):
         if v is not None:
             level.add_(unit(v))
         some = scratch("some", ratio.shape, torch.int8).copy_(level.clamp_(max=1))
-        carry = 1 << 22 if v is None else (v.int() + (1 << 15)).mul_(128).add_(64)
-        exponent = ratio.view(torch.int32).add_(carry).bitwise_right_shift_(23).sub_(127 - top).clamp_(1, top)
+        half = 1 << 22 if v is None else carry(v)
+        exponent = ratio.view(torch.int32).add_(half).bitwise_right_shift_(23).sub_(127 - top).clamp_(1, top)
         code = scratch("code", ratio.shape, torch.int8).copy_(exponent)
         negative = torch.lt(x, 0, out=scratch("negative", x.shape, torch.bool)).view(torch.int8)
         return code.add_(negative, alpha=top + 1).mul_(some).view(torch.uint8)

@@ -12,6 +12,7 @@ Avoid   where the link is quicker than about 1 Gbit/s a core, and on float32 val
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -84,6 +85,17 @@ class Zstd(Codec):
 
     def fit(self, shapes: Shapes) -> Codec:
         return replace(self, inner=self.inner.fit(shapes))
+
+    @property
+    def leads(self) -> tuple[Codec, ...]:
+        return self.inner.leads
+
+    def lead(self, change: Callable[[Codec], Codec]) -> Codec:
+        return replace(self, inner=self.inner.lead(change))
+
+    @property
+    def selection(self) -> Codec:
+        return self.inner.selection
 
     def part(self, begin: int, end: int) -> Codec:
         return replace(self, inner=self.inner.part(begin, end))

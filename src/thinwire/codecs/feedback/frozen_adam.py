@@ -1,0 +1,107 @@
+"""Adam whose variance is frozen, so that its momentum can be sent at one bit (1-bit Adam).
+
+    rounds t <= freeze    g = mean x;  m <- b1 m + (1 - b1) g,  v <- b2 v + (1 - b2) g^2        sent as float32
+    rounds t >  freeze    p_i = b1 m + (1 - b1) x_i + e_i;  m <- mean C(p_i),  e_i' = p_i - C(p_i)
+    update                m / (1 - b1^t) / (sqrt(v / (1 - b2^min(t, freeze))) + eps)
+
+The update is Adam's direction and takes the gradient's place: the optimizer is SGD without momentum, whose learning
+rate (with its schedule) is Adam's and whose weight decay is AdamW's.
+
+State   own: the residual e; shared: m, v and the number of rounds; float32 [n] each. A member that a round did not
+        count keeps e. One that joins begins with e=0 and the others' m and v.
+Error   never frozen it is Adam. With the variance frozen the update is linear in what is sent, so that error feedback
+        does its work; Adam's own division by sqrt(v) would undo it.
+        Where v is zero, no member has had a gradient: nothing is sent or moved there, since one bit cannot be zero.
+Size    4n bytes while warming up, then the codec's.
+Cost    seven passes a round; 12n bytes of memory.
+Source  Tang et al. 2021, arXiv:2102.02888, Alg. 1; freeze at 15 to 25 % of all steps is their advice.
+Differs the biases of m and v are corrected as torch.optim.Adam does, and v's correction is frozen with v, so that the
+        step does not jump at the freeze; their code corrects neither.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from thinwire.codecs.base import Codec, Shapes
+from thinwire.codecs.feedback.base import Feedback, Place, check_codec, zeros
+from thinwire.codecs.feedback.told import check_number, spec_of
+from thinwire.codecs.precision import FP32
+from thinwire.codecs.stages import Staged, Tensors
+from thinwire.codecs.switch import Switch
+from thinwire.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class FrozenAdam(Feedback):
+    """Adam's direction of gradients that are sent exactly, then of a momentum that is not.
+
+    frozen  the codec that writes the momentum after the freeze
+    freeze  rounds at full precision, at least 1
+    beta1, beta2, eps   Adam's
+    """
+
+    frozen: Codec | Staged
+    freeze: int = 1000
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    codec: Codec | Staged = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.freeze, int) or isinstance(self.freeze, bool) or self.freeze < 1:
+            raise ConfigError(
+                f"frozen_adam is to freeze after {self.freeze!r} rounds",
+                expected="a whole number, at least 1: the variance is what was seen until then",
+                mend="15 to 25 % of all steps are usual",
+            )
+        mend = "leave it out for Adam's usual one"
+        check_number("frozen_adam", "with beta1", self.beta1, at_least=0, below=1, mend=mend)
+        check_number("frozen_adam", "with beta2", self.beta2, at_least=0, below=1, mend=mend)
+        check_number("frozen_adam", "with eps", self.eps, above=0, mend=mend)
+        check_codec("frozen_adam", self.frozen)
+        object.__setattr__(self, "codec", Switch(FP32(), self.freeze, self.frozen))
+
+    @property
+    def spec(self) -> str:
+        return spec_of("frozen_adam", self.frozen, self)
+
+    @property
+    def accelerates(self) -> bool:
+        return True
+
+    def fit(self, shapes: Shapes) -> FrozenAdam:
+        return replace(self, frozen=self.frozen.fit(shapes))
+
+    def prepare(self, x: Tensor, own: Tensors, shared: Tensors, place: Place) -> tuple[Tensor, Tensors]:
+        if _rounds(shared) < self.freeze:
+            return x, {}
+        unmoved = shared["variance"] == 0
+        target = torch.lerp(shared["momentum"], x, 1 - self.beta1).add_(zeros(own, "residual", x))
+        return target.masked_fill_(unmoved, 0.0), {"unmoved": unmoved}
+
+    def commit(self, target: Tensor, held: Tensors, sent: Tensor) -> Tensors:
+        return {"residual": (target - sent).masked_fill_(held["unmoved"], 0.0)} if held else {}
+
+    def receive(self, combined: Tensor, shared: Tensors, share: float) -> tuple[Tensor, Tensors]:
+        done = _rounds(shared)
+        momentum, variance = zeros(shared, "momentum", combined), zeros(shared, "variance", combined)
+        if done < self.freeze:
+            momentum = torch.lerp(momentum, combined, 1 - self.beta1)
+            variance = (variance * self.beta2).addcmul_(combined, combined, value=1 - self.beta2)
+        else:
+            momentum = combined.masked_fill(variance == 0, 0.0)
+        counted = done + 1
+        scale = variance.sqrt().div_((1 - self.beta2 ** min(counted, self.freeze)) ** 0.5).add_(self.eps)
+        update = (momentum / (1 - self.beta1**counted)).div_(scale)
+        return update, {"momentum": momentum, "variance": variance, "rounds": torch.tensor(counted)}
+
+
+def _rounds(shared: Tensors) -> int:
+    return int(shared["rounds"]) if shared else 0
+
+
+frozen_adam = FrozenAdam
