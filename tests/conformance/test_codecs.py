@@ -43,6 +43,9 @@ EXAMPLES: dict[str, list[str]] = {
              "topk(1/8, index='varint') | int4", "topk(0.1, block=64)",
              "topk(1/8, block=256, index='smallest') | int8"],
     "layers": ["layers(topk(1/16))", "layers(topk(1/4) | int4 | zstd)", "layers(int4, small=0)"],
+    "kmeans": ["kmeans", "kmeans(3)", "kmeans(256)", "topk(0.1) | kmeans(2)"],
+    "cst": ["cst(16)", "cst(128, bits=2)", "cst(1, bits=8)"],
+    "rans": ["int8 | rans", "bf16 | rans(segment=100)", "topk(1/16, index='smallest') | kmeans(4) | rans"],
     "zstd": ["zstd", "bf16 | zstd(level=1)", "int8 | zstd(level=-5)", "topk(1/64) | int4 | zstd"],
     "randk": ["randk(1/8)", "randk(0.3, scaled=True)", "randk(1/2, scaled=True) | int8(rounding='stochastic')"],
 }  # fmt: skip

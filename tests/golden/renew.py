@@ -20,6 +20,8 @@ KEY = 5
 #: The vector of the golden vectors in tests/codecs, and a longer one for the chain.
 SHORT = torch.tensor([7, -7, 3.5, -3.4, 0, 1, -1, 0.49])
 LONG = torch.cat([SHORT * scale for scale in (1.0, -0.5, 0.25, 2.0, 0.0, 1e-3, 1e3, 0.75)])
+#: Long enough that a table of frequencies pays.
+REPEATED = LONG.repeat(8)
 
 #: Codec packets: file name -> (expression, vector).
 ENCODED: dict[str, tuple[str, torch.Tensor]] = {
@@ -53,6 +55,9 @@ ENCODED: dict[str, tuple[str, torch.Tensor]] = {
     "terngrad-trits": ("terngrad(block=12, clip=2.5, code='trits')", LONG),
     "sign": ("sign(block=8)", SHORT),
     "sign-two-means": ("sign(block=8, scale='two-means')", LONG),
+    "topk-kmeans": ("topk(1/2) | kmeans(3)", LONG),
+    "cst": ("cst(channels=6, bits=2)", LONG),
+    "int8-rans": ("int8 | rans(segment=100)", REPEATED),
 }
 
 

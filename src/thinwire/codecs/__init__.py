@@ -17,6 +17,7 @@ from thinwire.codecs.base import Codec, Shapes, Traits, require
 from thinwire.codecs.budget import Budget, budget
 from thinwire.codecs.cards import CodecCard, card
 from thinwire.codecs.chain import Chain
+from thinwire.codecs.cst import CST, cst, join_tokens, salient_tokens, split_tokens
 from thinwire.codecs.feedback import (
     DGC,
     EF21,
@@ -43,19 +44,21 @@ from thinwire.codecs.feedback import (
 )
 from thinwire.codecs.fp8 import FP8, fp8
 from thinwire.codecs.integer import Integer, int2, int3, int4, int6, int8
+from thinwire.codecs.kmeans import KMeans, kmeans
 from thinwire.codecs.layers import Layers, layers
 from thinwire.codecs.log import Log, e2m0, e3m0, e4m0
 from thinwire.codecs.natural import Natural, natural
 from thinwire.codecs.precision import BF16, FP16, FP32, bf16, fp16, fp32
 from thinwire.codecs.qsgd import QSGD, qsgd
 from thinwire.codecs.randk import RandK, randk
+from thinwire.codecs.rans import Rans, rans
 from thinwire.codecs.sign import Sign, sign
 from thinwire.codecs.stages import Staged
 from thinwire.codecs.switch import Switch, Warmup, switch, warmup
 from thinwire.codecs.terngrad import TernGrad, terngrad
 from thinwire.codecs.topk import TopK, topk, warmup_shares
 from thinwire.codecs.whole import decode, encode
-from thinwire.codecs.zstd import Zstd, zstd
+from thinwire.codecs.zstd import Zstd, train_dictionary, zstd
 from thinwire.errors import ConfigError
 from thinwire.expressions import Words, evaluate
 from thinwire.packet import Fields, Layout
@@ -63,6 +66,7 @@ from thinwire.packet import Fields, Layout
 __all__ = [
     "BF16",
     "CODECS",
+    "CST",
     "DGC",
     "EF21",
     "EF21SGDM",
@@ -85,11 +89,13 @@ __all__ = [
     "FrozenAdam",
     "How",
     "Integer",
+    "KMeans",
     "Layers",
     "Layout",
     "Log",
     "Natural",
     "RandK",
+    "Rans",
     "Scafcom",
     "Scallion",
     "Shapes",
@@ -103,6 +109,7 @@ __all__ = [
     "Zstd",
     "bf16",
     "budget",
+    "cst",
     "decode",
     "describe",
     "dgc",
@@ -125,18 +132,24 @@ __all__ = [
     "int4",
     "int6",
     "int8",
+    "join_tokens",
+    "kmeans",
     "layers",
     "natural",
     "parse",
     "qsgd",
     "randk",
+    "rans",
     "require",
+    "salient_tokens",
     "scafcom",
     "scallion",
     "sign",
+    "split_tokens",
     "switch",
     "terngrad",
     "topk",
+    "train_dictionary",
     "warmup",
     "warmup_shares",
     "zstd",
@@ -164,6 +177,9 @@ CODECS: Mapping[str, Callable[..., Codec]] = {
     "qsgd": qsgd,
     "terngrad": terngrad,
     "sign": sign,
+    "kmeans": kmeans,
+    "cst": cst,
+    "rans": rans,
 }
 
 #: Rounds of several exchanges, by the name they have in expressions.
@@ -183,6 +199,7 @@ _SHOWN = {
     "topk": "topk(1/64)",
     "feedback": "feedback(topk(1/64))",
     "layers": "layers(topk(1/64))",
+    "cst": "cst(128)",
     "budget": "budget(topk(1/256), topk(1/64), topk(1/16))",
     "ef21": "ef21(topk(1/64))",
     "ef21w": "ef21w(topk(1/64), smoothness=(1, 4))",

@@ -53,6 +53,8 @@ class Codec(ABC):
     #: holds elements of x as they are, and `decode` puts them back and zeros elsewhere: that is why a chain's bounds
     #: multiply (chain.py).
     values: str | None = None
+    #: Whether it is a lossless stage around another codec's bytes; a second one after it is refused.
+    squeezes: bool = False
 
     @property
     @abstractmethod
