@@ -13,6 +13,8 @@ Error   without clip: unbiased (to 2^-16 of m, see blocks.dither); the variance 
 Size    4 ceil(n/B) bytes of m; a quarter of a byte or a fifth an element, packed block by block.
 Source  Wen et al. 2017, arXiv:1705.07878, eq. 1-3 and Sec. 3.3 (clip = 2.5 there).
 Differs a maximum a block, not a layer: the variance grows with the largest over the mean. No maximum shared by members.
+Avoid   with few members: one round's noise is larger than the vector, and only the mean over many is of use. Not in
+        error feedback, which wants a contraction.
 """
 
 from __future__ import annotations
