@@ -26,7 +26,9 @@ HUGE = torch.finfo(torch.float32).max
 #: Taken off every claimed contraction: float32 rounding of quotients of up to 127 moves a boundary by 2^-16 of a step.
 SLACK = 2.0**-13
 
-_PIECE = {"cpu": 1 << 18}  # elements; other devices are fed larger ones, for them a call costs more than memory
+_BELOW_TINY = TINY * (1 - 2.0**-24)  # the next smaller float32
+
+_PIECE = {"cpu": 1 << 19}  # elements; other devices are fed larger ones, for them a call costs more than memory
 _OTHER_PIECE = 1 << 26
 
 
@@ -63,6 +65,16 @@ def pieces(n: int, block: int, device: torch.device) -> Iterator[tuple[int, int,
         yield start, min(start + step, whole), block
     if whole < n:
         yield whole, n, n - whole
+
+
+def flushed(largest: Tensor) -> Tensor:
+    """In place: zero for blocks whose largest magnitude is below `TINY`."""
+    return torch.threshold_(largest, _BELOW_TINY, 0.0)
+
+
+def divisor(scale: Tensor) -> Tensor:
+    """What the rows of blocks are divided by, [r, 1]: their scale, and infinity for 0, so that all becomes zero."""
+    return torch.threshold(scale, 0.0, torch.inf).unsqueeze(1)
 
 
 def dither(key: int, start: int, stop: int, device: torch.device) -> Tensor:

@@ -36,6 +36,7 @@ from thinwire.codecs.blocks import (
     check_options,
     contraction,
     dither,
+    divisor,
     num_blocks,
     pieces,
     require_scales,
@@ -105,7 +106,7 @@ class Log(Codec):
             largest = ratio.amax(dim=1)  # [r]
             largest.masked_fill_(largest < self._tiny, 0.0)
             fields["scale"][start // self.block :][: len(largest)] = largest
-            ratio.div_(largest.masked_fill(largest == 0, torch.inf).unsqueeze(1))
+            ratio.div_(divisor(largest))
             codes = self._codes(rows, ratio, v, scratch)
             pack(codes, fields["code"], (start, n), self.block, bits, 0, scratch)
         return fields
