@@ -142,7 +142,12 @@ class Integer(Codec):
             torch.div(rows, divisor(grid["scale"]), out=work)
             if self.grid != "symmetric":
                 work.add_(self._zero(grid))
-            self._round(work, dither(key, start, stop, device) if self.rounding == "stochastic" else None)
+            if self.rounding == "stochastic":
+                work.add_(unit(dither(key, start, work.shape, scratch), scratch)).floor_()
+            else:
+                work.round_()  # half to even
+            if self.rounding == "stochastic" or self.grid != "symmetric":
+                work.clamp_(self._lowest, self._offset - 1)
             if self.bits == 8:
                 fields["code"][start:stop].view_as(work).copy_(work)
             else:
@@ -173,15 +178,6 @@ class Integer(Codec):
     def _zero(self, grid: Fields) -> Tensor | float:
         """z of a piece, [r, 1] or one for all."""
         return grid["zero"].unsqueeze(1).float() if self.grid == "zero" else -0.5
-
-    def _round(self, quotient: Tensor, v: Tensor | None) -> None:
-        """In place; v is this piece's dither, None for nearest."""
-        if v is None:
-            quotient.round_()  # half to even
-        else:
-            quotient.add_(unit(v).view_as(quotient)).floor_()
-        if v is not None or self.grid != "symmetric":
-            quotient.clamp_(self._lowest, self._offset - 1)
 
     def decode(self, fields: Fields, n: int, key: int) -> Tensor:
         require(fields, self.layout(n))

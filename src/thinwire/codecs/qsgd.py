@@ -131,8 +131,7 @@ class QSGD(Codec):
             scale = self._scales(rows, work)  # [r]
             scales[start // self.block :][: len(scale)] = scale
             torch.div(rows, divisor(scale), out=work)
-            u = unit(dither(key, start, stop, device)).view_as(work)
-            work.add_(u).floor_().clamp_(-self.levels, self.levels)
+            work.add_(unit(dither(key, start, work.shape, scratch), scratch)).floor_().clamp_(-self.levels, self.levels)
             levels = scratch("levels", rows.shape, torch.int8).copy_(work)
             if self.code == "elias":
                 codes[start:stop].view(torch.int8).copy_(levels.view(-1))

@@ -116,8 +116,7 @@ class TernGrad(Codec):
             if self.clip:
                 largest *= self._cut(work, scratch("squares", rows.shape))
             fields["scale"][start // self.block :][: len(rows)] = largest
-            u = unit(dither(key, start, stop, device)).view_as(work)
-            work.add_(u).floor_().clamp_(-1, 1).add_(1)
+            work.add_(unit(dither(key, start, work.shape, scratch), scratch)).floor_().clamp_(-1, 1).add_(1)
             codes = scratch("code", rows.shape, torch.int8).copy_(work).view(torch.uint8)
             if self.code == "bits":
                 pack(codes, fields["code"], (start, n), self.block, 2, 1, scratch)
