@@ -27,10 +27,11 @@ from torch import Tensor
 from thinwire.codecs.base import Codec, Traits, require
 from thinwire.codecs.blocks import (
     HUGE,
-    TINY,
     call,
     check_options,
     contraction,
+    divisor,
+    flushed,
     num_blocks,
     pieces,
     require_scales,
@@ -93,10 +94,10 @@ class FP8(Codec):
         for start, stop, width in pieces(n, self.block, device):
             rows = x[start:stop].reshape(-1, width)  # [r, B]
             ratio = torch.abs(rows, out=scratch("ratio", rows.shape))
-            largest = ratio.amax(dim=1).clamp_(max=(1 - 2.0**-22) * HUGE)  # F * scale stays finite
-            scale = largest.div(torch.full_like(largest, self._largest)).masked_fill_(largest < TINY, 0.0)
+            largest = flushed(ratio.amax(dim=1)).clamp_(max=(1 - 2.0**-22) * HUGE)  # F * scale stays finite
+            scale = largest.div_(torch.full_like(largest, self._largest))  # by a tensor: see Integer
             fields["scale"][start // self.block :][: len(scale)] = scale
-            ratio.div_(scale.masked_fill(scale == 0, torch.inf).unsqueeze(1))
+            ratio.div_(divisor(scale))
             code = fields["code"][start:stop].view(-1, width).copy_(self._rounded(ratio, scratch))
             negative = torch.lt(rows, 0, out=scratch("negative", rows.shape, torch.bool)).view(torch.uint8)
             code.add_(negative, alpha=0x80)

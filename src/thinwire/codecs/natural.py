@@ -55,7 +55,7 @@ class Natural(Codec):
         for start, stop, width in pieces(n, _ROW, device):
             rows = x[start:stop].reshape(-1, width)
             bits = torch.abs(rows, out=scratch("magnitude", rows.shape)).view(torch.int32)
-            bits.add_(carry(dither(key, start, stop, device)).view_as(bits)).bitwise_right_shift_(23)
+            bits.add_(carry(dither(key, start, bits.shape, scratch), scratch)).bitwise_right_shift_(23)
             fields["exponent"][start:stop].view(-1, width).copy_(bits)
             negative = torch.lt(rows, 0, out=scratch("negative", rows.shape, torch.bool)).view(torch.uint8)
             pack(negative, fields["sign"], (start, n), _ROW, 1, 0, scratch)

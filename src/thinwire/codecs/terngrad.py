@@ -30,10 +30,11 @@ from thinwire.codecs.base import Codec, Traits, require
 from thinwire.codecs.bits import pack, packed_bytes, unpack
 from thinwire.codecs.blocks import (
     HUGE,
-    TINY,
     call,
     check_options,
     dither,
+    divisor,
+    flushed,
     num_blocks,
     pieces,
     require_scales,
@@ -112,14 +113,12 @@ class TernGrad(Codec):
         for start, stop, width in pieces(n, self.block, device):
             rows = x[start:stop].reshape(-1, width)  # [r, B]
             work = scratch("work", rows.shape)
-            largest = torch.abs(rows, out=work).amax(dim=1)  # [r]
-            largest.masked_fill_(largest < TINY, 0.0)
-            torch.div(rows, largest.masked_fill(largest == 0, torch.inf).unsqueeze(1), out=work)
+            largest = flushed(torch.abs(rows, out=work).amax(dim=1))  # [r]
+            torch.div(rows, divisor(largest), out=work)
             if self.clip:
                 largest *= self._cut(work, scratch("squares", rows.shape))
             fields["scale"][start // self.block :][: len(rows)] = largest
-            u = unit(dither(key, start, stop, device)).view_as(work)
-            work.add_(u).floor_().clamp_(-1, 1).add_(1)
+            work.add_(unit(dither(key, start, work.shape, scratch), scratch)).floor_().clamp_(-1, 1).add_(1)
             codes = scratch("code", rows.shape, torch.int8).copy_(work).view(torch.uint8)
             if self.code == "bits":
                 pack(codes, fields["code"], (start, n), self.block, 2, 1, scratch)
