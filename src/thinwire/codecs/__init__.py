@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from thinwire.codecs.anchor_delta import AnchorDelta, anchor_delta
 from thinwire.codecs.base import Codec, Shapes, Traits, require
 from thinwire.codecs.budget import Budget, budget
 from thinwire.codecs.cards import CodecCard, card
@@ -54,6 +55,7 @@ from thinwire.codecs.layers import Layers, layers
 from thinwire.codecs.log import Log, e2m0, e3m0, e4m0
 from thinwire.codecs.natural import Natural, natural
 from thinwire.codecs.powersgd import PowerSGD, powersgd
+from thinwire.codecs.pq import PQ, pq, train_codebook
 from thinwire.codecs.precision import BF16, FP16, FP32, bf16, fp16, fp32
 from thinwire.codecs.qsgd import QSGD, qsgd
 from thinwire.codecs.randk import RandK, randk
@@ -83,13 +85,15 @@ __all__ = [
     "EF21SGDM",
     "EF21W",
     "FEEDBACK",
-    "FP8",
     "FP16",
     "FP32",
+    "FP8",
     "GMF",
+    "PQ",
     "QSGD",
     "STAGED",
     "TAGC",
+    "AnchorDelta",
     "Budget",
     "Chain",
     "Codec",
@@ -126,6 +130,7 @@ __all__ = [
     "Traits",
     "Warmup",
     "Zstd",
+    "anchor_delta",
     "bf16",
     "budget",
     "cst",
@@ -144,9 +149,9 @@ __all__ = [
     "encode",
     "feedback",
     "fetchsgd",
-    "fp8",
     "fp16",
     "fp32",
+    "fp8",
     "frozen_adam",
     "gmf",
     "hadamard",
@@ -161,6 +166,7 @@ __all__ = [
     "natural",
     "parse",
     "powersgd",
+    "pq",
     "qsgd",
     "randk",
     "rans",
@@ -177,6 +183,7 @@ __all__ = [
     "tagc",
     "terngrad",
     "topk",
+    "train_codebook",
     "train_dictionary",
     "warmup",
     "warmup_shares",
@@ -213,6 +220,8 @@ CODECS: Mapping[str, Callable[..., Codec]] = {
     "cst": cst,
     "rans": rans,
     "rows": rows,
+    "pq": pq,
+    "anchor_delta": anchor_delta,
 }
 
 #: Rounds of several exchanges, by the name they have in expressions.
@@ -235,6 +244,8 @@ _SHOWN = {
     "topk": "topk(1/64)",
     "feedback": "feedback(topk(1/64))",
     "layers": "layers(topk(1/64))",
+    "cst": "cst(128)",
+    "anchor_delta": "anchor_delta(128)",
     "budget": "budget(topk(1/256), topk(1/64), topk(1/16))",
     "ef21": "ef21(topk(1/64))",
     "ef21w": "ef21w(topk(1/64), smoothness=(1, 4))",
@@ -252,7 +263,6 @@ _SHOWN = {
     "dct": "dct(1/128)",
     "sketch": "sketch(width=50000)",
     "fetchsgd": "fetchsgd(0.01, width=50000)",
-    "cst": "cst(128)",
     "diana": "diana(int4(rounding='stochastic'))",
 }
 
