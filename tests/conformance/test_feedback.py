@@ -60,15 +60,12 @@ PLAIN: dict[str, str | None] = {
     "ef21w": "ef21w(fp32, smoothness=(1, 2, 5))",
     "ef21_sgdm": "ef21_sgdm(fp32, eta=1)",
     "econtrol": "econtrol(fp32)",
-<<<<<<< /tmp/tmpu7dq1gln/ours
     "diana": "diana(fp32)",
-=======
     "dgc": "dgc(fp32, momentum=0)",
     "gmf": "gmf(topk(1), tau=0)",
     "scallion": "scallion(fp32)",
     "scafcom": "scafcom(fp32, beta=1)",
     "frozen_adam": None,
->>>>>>> /tmp/tmpu7dq1gln/theirs
 }
 #: Those that lose nothing, and the part of `own` that makes up the sum: updates so far + its mean == means so far.
 LOSES_NOTHING: dict[str, str] = {
