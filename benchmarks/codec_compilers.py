@@ -21,8 +21,9 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from importlib.metadata import distribution, version
 from pathlib import Path
 from typing import Any
@@ -221,10 +222,24 @@ def with_compile() -> dict[str, Operation]:
 # --- measuring --------------------------------------------------------------------------------------------------------
 
 
-def row(operation: Operation, expected: Tensor, x: Tensor, repeats: int) -> tuple[str, float]:
-    """Cells of encode and decode, and the seconds of the first calls beyond those of later ones."""
+@dataclass(frozen=True)
+class Timed:
+    """Copy's time over encode's and decode's, one number a repeat; what the first call took beyond a later one."""
+
+    encode: list[float]
+    decode: list[float]
+    first_s: float
+
+    def cells(self) -> str:
+        spreads = [f"{statistics.median(x):.2g} ({min(x):.2g} to {max(x):.2g})" for x in (self.encode, self.decode)]
+        return f"{' | '.join(spreads)} | {self.first_s:.1f} s"
+
+
+def timed(operation: Operation, expected: Tensor, x: Tensor, repeats: int) -> Timed:
+    """Measure, after a look at whether it is the same operation."""
     encode, decode = operation
     y = torch.empty_like(x)
+    y.copy_(x)
     start = time.perf_counter()
     sent = encode(x)
     decoded = decode(sent)
@@ -239,8 +254,34 @@ def row(operation: Operation, expected: Tensor, x: Tensor, repeats: int) -> tupl
         ratios[0].append((times[0] + times[2]) / 2 / times[1])
         ratios[1].append((times[2] + times[4]) / 2 / times[3])
         later.append(times[1] + times[3])
-    cells = [f"{statistics.median(each):.2g} ({min(each):.2g} to {max(each):.2g})" for each in ratios]
-    return " | ".join(cells), max(0.0, first - statistics.median(later))
+    return Timed(*ratios, max(0.0, first - statistics.median(later)))
+
+
+def choice(found: Mapping[tuple[str, int, str], Timed]) -> str:
+    """What follows, with the figures of one core."""
+    parts = ["The codecs use torch on pieces: it is there wherever torch is and gives its first result at once."]
+    for kind in ("numba", "torch.compile"):
+        some = {name: each for (name, threads, k), each in found.items() if threads == 1 and k == kind}
+        if not some:
+            continue
+        ours = {name: found[name, 1, "torch on pieces"] for name in some}
+        encode, decode = (
+            ", ".join(
+                f"{statistics.median(getattr(some[n], way)) / statistics.median(getattr(ours[n], way)):.2g}"
+                for n in some
+            )
+            for way in ("encode", "decode")
+        )
+        waits = ", ".join(f"{each.first_s:.1f}" for each in some.values())
+        parts.append(
+            f"{kind} encodes at {encode} times its speed and decodes at {decode} times ({', '.join(some)}), after "
+            f"{waits} s of compiling."
+        )
+    parts.append(
+        "numba is one more package of that size, needs a release for every new Python, and works on no GPU tensor by "
+        "the same code; torch.compile needs a C++ compiler on the user's machine and compiles anew for other lengths."
+    )
+    return " ".join(parts)
 
 
 def _seconds(work: Callable[[], object]) -> float:
@@ -265,7 +306,8 @@ def main() -> None:
     x = torch.empty(args.mib << 18).normal_(generator=torch.Generator().manual_seed(0))
     expected = {name: decode(encode(x)) for name, (encode, decode) in on_pieces().items()}
     told = [f"thinwire {thinwire.__version__}", f"torch {torch.__version__}", f"Python {platform.python_version()}"]
-    lines, notes = [], []
+    found: dict[tuple[str, int, str], Timed] = {}
+    notes: list[str] = []
     for threads in (1, 2):
         torch.set_num_threads(threads)
         makers: dict[str, Callable[[], dict[str, Operation]]] = {
@@ -280,9 +322,8 @@ def main() -> None:
                 notes += [f"{kind} is left out: {error}."] if threads == 1 else []
                 continue
             for name, operation in operations.items():
-                cells, first_s = row(operation, expected[name], x, args.repeats)
-                lines.append(f"| {name} | {threads} | {kind} | {cells} | {first_s:.1f} s |")
-                print(lines[-1], flush=True)
+                found[name, threads, kind] = each = timed(operation, expected[name], x, args.repeats)
+                print(f"| {name} | {threads} | {kind} | {each.cells()} |", flush=True)
     with suppress(ImportError):
         told.append(f"numba {version('numba')} ({_installed_mb('numba', 'llvmlite'):.0f} MB with llvmlite)")
     text = "\n".join([
@@ -295,7 +336,8 @@ def main() -> None:
         "",
         "| operation | cores | how | encode | decode | first call |",
         "|---|---|---|---|---|---|",
-        *sorted(lines),
+        *(f"| {name} | {threads} | {kind} | {each.cells()} |" for (name, threads, kind), each in sorted(found.items())),
+        "", choice(found),
     ])  # fmt: skip
     if args.out:
         args.out.write_text(text + "\n")

@@ -15,11 +15,34 @@ EXAMPLES = (
     "int8(rounding='stochastic')",
     "int4",
     "int4(rounding='stochastic')",
+    "int4(grid='zero')",
+    "int2",
+    "int2(grid='minmax')",
     "e3m0",
     "e3m0(rounding='stochastic')",
     "topk(1/100)",
+    "topk(1/100, block=4096)",
+    "feedback(topk(1/100), decay=0)",
     "topk(1/64) | int4",
     "topk(1/64) | int4 | zstd",
+    "fp8",
+    "fp8(format='e5m2')",
+    "natural",
+    "qsgd",
+    "qsgd(levels=16, norm='max', code='elias')",
+    "terngrad",
+    "terngrad(clip=2.5, code='trits')",
+    "sign",
+    "sign(scale='two-means')",
+    "randk(1/64)",
+    "randk(1/4, scaled=True)",
+    "switch(int8, 10, topk(1/64))",
+    "warmup(topk(1/100), rounds=10)",
+    "frozen_adam(sign, freeze=20)",
+    "dgc(fp32, masking=False)",
+    "dgc(topk(1/64))",
+    "gmf(topk(1/64))",
+    "ef21w(topk(1/64), smoothness=(1, 1, 2, 2))",
     "zstd",
     "bf16 | zstd",
     "int8 | zstd",
@@ -33,6 +56,6 @@ def expressions() -> list[str]:
 
 
 def fitted(expression: str, shapes: Shapes) -> Codec | None:
-    """The codec for a vector that is made of parameters of these shapes; None for what needs other members or memory."""
+    """The codec for a vector made of parameters of these shapes; None for what needs other members or memory."""
     parsed = parse(expression)
     return parsed.fit(shapes) if isinstance(parsed, Codec) else None

@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import Tensor
 
-from thinwire.aggregators import AGGREGATORS, Mean, Median, TrimmedMean, WeightedMean
+from thinwire.aggregators import AGGREGATORS, Majority, Mean, Median, TrimmedMean, WeightedMean
 from thinwire.errors import ConfigError
 
-RULES = {"mean": Mean(), "weighted_mean": WeightedMean(), "trimmed_mean": TrimmedMean(0.25), "median": Median()}
+#: Rules whose result is a value between the members' values.
+AVERAGES = {"mean": Mean(), "weighted_mean": WeightedMean(), "trimmed_mean": TrimmedMean(0.25), "median": Median()}
+RULES = {**AVERAGES, "majority": Majority()}
 
 rows_of = st.integers(1, 7).flatmap(
     lambda m: arrays("float32", (m, 5), elements=st.floats(-1e3, 1e3, width=32)).map(torch.from_numpy)
@@ -29,20 +31,25 @@ def test_every_rule_of_the_table_is_tested_here():
 
 @pytest.mark.parametrize("name", RULES)
 @given(rows=rows_of)
-def test_a_rule_is_pure_keeps_shape_and_returns_a_single_row_as_it_is(name, rows):
+def test_a_rule_is_pure_and_keeps_shape(name, rows):
     rule, before = RULES[name], rows.clone()
     combined = rule.combine(rows, weights(rows))
     assert torch.equal(rows, before)
     assert combined.shape == (5,)
     assert combined.dtype == torch.float32
-    assert torch.equal(rule.combine(rows[:1], weights(rows[:1])), rows[0])
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", AVERAGES)
+@given(rows=rows_of)
+def test_a_single_row_is_returned_as_it_is(name, rows):
+    assert torch.equal(AVERAGES[name].combine(rows[:1], weights(rows[:1])), rows[0])
+
+
+@pytest.mark.parametrize("name", AVERAGES)
 @given(rows=rows_of)
 def test_a_result_lies_within_the_range_of_the_rows(name, rows):
     """Means by up to m roundings of sums of at most m |x|."""
-    combined = RULES[name].combine(rows, weights(rows))
+    combined = AVERAGES[name].combine(rows, weights(rows))
     slack = 2.0**-23 * len(rows) * rows.abs().amax(dim=0) + 2.0**-126
     assert bool((combined >= rows.amin(dim=0) - slack).all())
     assert bool((combined <= rows.amax(dim=0) + slack).all())
@@ -78,6 +85,21 @@ def test_robust_rules_stay_within_the_honest_range(rule, data, liars):
 def test_one_lie_moves_the_mean_anywhere():
     rows = torch.tensor([[0.0], [0.0], [0.0], [0.0], [1e30]])
     assert Mean().combine(rows, weights(rows)).item() > 1e29
+
+
+def test_a_vote_is_won_by_half():
+    """Ties and zeros are positive; how large a vote is makes no difference."""
+    rows = torch.tensor([[1.0, -1e30, 0.0, -1.0], [-2.0, 1e-30, -0.0, -1.0], [3.0, 1.0, -1.0, 0.0]])
+    assert Majority().combine(rows, weights(rows)).tolist() == [1, 1, 1, -1]
+    assert Majority().combine(rows[:2], weights(rows[:2])).tolist() == [1, 1, 1, -1]
+
+
+@given(rows=rows_of)
+def test_a_vote_is_the_sign_of_the_sum_of_signs(rows):
+    signs = torch.where(rows >= 0, 1.0, -1.0)
+    due = torch.where(signs.sum(dim=0) >= 0, 1.0, -1.0)
+    assert torch.equal(Majority().combine(rows, weights(rows)), due)
+    assert torch.equal(Majority().combine(signs, weights(rows)), due), "signs alone say as much"
 
 
 def test_values_by_hand():

@@ -13,7 +13,7 @@ from thinwire.codecs import Codec, ErrorFeedback, fp32, int4, topk
 from thinwire.config import MethodOptions, Run, SimulatedLink, TorchLink, dump, load, loads, override
 from thinwire.errors import ConfigError
 from thinwire.methods import METHODS
-from thinwire.options import Option, about, check, of_dataclass, of_function, read
+from thinwire.options import Option, about, check, of_dataclass, of_function, plain, read
 from thinwire.train.huggingface import HuggingFaceOptions
 from thinwire.train.images import ImageOptions
 from thinwire.train.optimizer import OptimizerOptions
@@ -114,8 +114,9 @@ def test_a_method_is_built_from_its_options():
 def test_every_option_of_every_method_can_be_set_from_its_default(name):
     run = override(Run(), ["--method", name])
     for option in of_function(METHODS[name]).values():
-        value = getattr(option.default, "spec", option.default)
-        run = override(run, [f"--method.{option.name}={value}"])
+        value = plain(option.default)
+        told = str(value).lower() if isinstance(value, bool) else value
+        run = override(run, [f"--method.{option.name}={told}"])
     assert run.method.build() == METHODS[name]()
     assert loads(dump(run)) == run
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from thinwire.version import __version__
 
 if TYPE_CHECKING:
+    from thinwire import hooks
     from thinwire.errors import (
         ConfigError,
         DivergedError,
@@ -21,7 +22,18 @@ if TYPE_CHECKING:
     from thinwire.links.joining import join
     from thinwire.links.local import Network, run
     from thinwire.method import Method, Phases
-    from thinwire.methods import diloco, every_step, fedavg, local_sgd, post_local_sgd, streaming_diloco
+    from thinwire.methods import (
+        dgc,
+        diloco,
+        every_step,
+        fedavg,
+        flasc,
+        local_sgd,
+        one_bit_adam,
+        post_local_sgd,
+        sign_sgd,
+        streaming_diloco,
+    )
     from thinwire.synchronizer import Synchronizer, synchronize
 
 #: Public names and where they live; loaded when they are asked for, so that `thinwire --version` need not load torch.
@@ -39,9 +51,22 @@ _PLACES = {
     "links.local": ["Network", "run"],
     "links.joining": ["join"],
     "method": ["Method", "Phases"],
-    "methods": ["diloco", "every_step", "fedavg", "local_sgd", "post_local_sgd", "streaming_diloco"],
+    "methods": [
+        "dgc",
+        "diloco",
+        "every_step",
+        "fedavg",
+        "flasc",
+        "local_sgd",
+        "one_bit_adam",
+        "post_local_sgd",
+        "sign_sgd",
+        "streaming_diloco",
+    ],
     "synchronizer": ["Synchronizer", "synchronize"],
 }
+#: Rooms that are public as they are: thinwire.hooks.ddp.
+_ROOMS = ("hooks",)
 _MODULES = {name: module for module, names in _PLACES.items() for name in names}
 
 __all__ = [
@@ -58,19 +83,26 @@ __all__ = [
     "ThinwireError",
     "__version__",
     "broadcast",
+    "dgc",
     "diloco",
     "every_step",
     "fedavg",
+    "flasc",
+    "hooks",
     "join",
     "local_sgd",
+    "one_bit_adam",
     "post_local_sgd",
     "run",
+    "sign_sgd",
     "streaming_diloco",
     "synchronize",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return import_module(f"thinwire.{name}")
     if name not in _MODULES:
         raise AttributeError(f"module 'thinwire' has no attribute {name!r}")
     return getattr(import_module(f"thinwire.{_MODULES[name]}"), name)

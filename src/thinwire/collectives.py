@@ -142,7 +142,7 @@ def _along(
 
 def _through(
     work: Work, route: Group, how: Codec | Staged, x: Tensor, weight: float, abstains: bool, carried: Carried, *,
-    keeps: float,
+    keeps: float | None,
 ) -> tuple[Tensor | None, Tensor | None, Carried]:  # fmt: skip
     """Take a vector through a group: in one exchange, or in as many as a staged codec asks for.
 

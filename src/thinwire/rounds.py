@@ -109,8 +109,21 @@ def begin(
     counted  local steps and samples up to here
     """
     number = state.begun
+    exchange = opened(method, terms, link, fragment, number, how)
+    x = method.payload.select(live, seen)
+
+    def job() -> Combined:
+        return combine(exchange, x, weight, state.carried, shared)
+
+    handle = link.spawn(job, exchange.what)
+    due = step + method.schedule.overlap
+    return UnderWay(fragment, number, due, counted, live, handle), replace(state, begun=number + 1)
+
+
+def opened(method: Method, terms: Terms, link: Link, fragment: int, number: int, how: How) -> Exchange:
+    """Everything a round needs beside the vectors, on a channel of its own."""
     key = terms.key(number, fragment)
-    exchange = Exchange(
+    return Exchange(
         channel=link.open("rounds"),
         rank=link.rank,
         route=method.topology.route(link.rank, link.members, key),
@@ -121,14 +134,6 @@ def begin(
         key=key,
         now=link.now,
     )
-    x = method.payload.select(live, seen)
-
-    def job() -> Combined:
-        return combine(exchange, x, weight, state.carried, shared)
-
-    handle = link.spawn(job, exchange.what)
-    due = step + method.schedule.overlap
-    return UnderWay(fragment, number, due, counted, live, handle), replace(state, begun=number + 1)
 
 
 def finish(

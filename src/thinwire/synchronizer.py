@@ -109,6 +109,7 @@ class Synchronizer:
         observer: Callable[[Outcome], None] | None,
     ) -> None:
         _check_parameters(model, optimizer)
+        _check_momentum(optimizer, method)
         self.step = 0
         self.committed = 0
         self.skipped = 0
@@ -420,6 +421,8 @@ class Synchronizer:
         method, state = self._method, self._states[fragment]
         gradient = method.payload.kind == "gradient"
         live = self._fragments.gather_gradients(fragment) if gradient else self._fragments.gather(fragment)
+        if method.payload.in_steps:
+            live.mul_(self._rates(fragment))
         seen = state.anchor if gradient else self._fragments.rounded(fragment, state.anchor)
         under_way, self._states[fragment] = rounds.begin(
             method, self._terms, self._link, fragment, step, live, self._weight(fragment, step), state,
@@ -482,7 +485,10 @@ class Synchronizer:
         fragment, state = under_way.fragment, self._states[under_way.fragment]
         assert combined.update is not None
         if self._method.payload.kind == "gradient":
-            if combined.update.data_ptr() != under_way.sent.data_ptr():  # else nobody's but this member's own came back
+            if self._method.payload.in_steps:
+                rates = self._rates(fragment)
+                self._fragments.scatter_gradients(fragment, (combined.update / rates).masked_fill_(rates == 0, 0.0))
+            elif combined.update.data_ptr() != under_way.sent.data_ptr():  # else nobody's but its own came back
                 self._fragments.scatter_gradients(fragment, combined.update)
         elif self._link.rank in outcome.ranks:
             live = self._fragments.gather(fragment)
@@ -492,6 +498,17 @@ class Synchronizer:
             named = dict(self._model.named_parameters())
             for name in self._fragments.names(fragment):
                 self._optimizer.state.pop(named[name], None)
+
+    def _rates(self, fragment: int) -> Tensor:
+        """Learning rates of a fragment's parameters, 1 for those that the optimizer lacks.  [n], or [] if all alike"""
+        rate_of = {id(p): float(group["lr"]) for group in self._optimizer.param_groups for p in group["params"]}
+        named, device = dict(self._model.named_parameters()), self._fragments.device
+        parts = [named[name] for name in self._fragments.names(fragment)]
+        rates = [rate_of.get(id(p), 1.0) for p in parts]
+        if len(set(rates)) == 1:
+            return torch.tensor(rates[0], device=device)
+        pieces = zip(parts, rates, strict=True)
+        return torch.cat([torch.full((p.numel(),), rate, device=device) for p, rate in pieces])
 
     @property
     def _scales_gradients(self) -> bool:
@@ -563,3 +580,20 @@ def _check_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> Non
             expected="an optimizer over parameters of the model that is synchronised",
             mend="put all trained modules into one nn.ModuleList and synchronise that",
         )
+
+
+def _check_momentum(optimizer: torch.optim.Optimizer, plan: Method | Phases) -> None:
+    """Feedback with a momentum of its own feeds an optimizer that has none, or it would be applied twice."""
+    name = type(optimizer).__name__
+    for method in (plan.first, plan.then) if isinstance(plan, Phases) else (plan,):
+        feedback = method.feedback
+        if method.payload.kind != "gradient" or feedback is None or not feedback.accelerates:
+            continue
+        if any(group.get("betas") for group in optimizer.param_groups):
+            _log.warning("%s has moments of its own behind %s, which is made for plain SGD", name, feedback.spec)
+        if any(group.get("momentum") for group in optimizer.param_groups):
+            raise ConfigError(
+                f"{name} with momentum behind {feedback.spec}, which has a momentum of its own",
+                expected="one momentum: where gradients wait to be sent, it is theirs",
+                mend="set momentum=0 in the optimizer, or use feedback(...)",
+            )

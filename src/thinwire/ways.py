@@ -67,7 +67,7 @@ class Leg:
     abstains   whether this member takes part with nothing to say
     key        shared randomness of this exchange
     tells      whether `sent` is asked for
-    keeps      share of `dropped` that is added before the second encoding; 0 keeps nothing
+    keeps      share of `dropped` that is added before the second encoding; 0 keeps nothing, None has no second encoding
     dropped    by the second encoding of the shard that this member combines, in the last round; None is nothing
     tracks     whether members add up shares of the combined vector: then `dropped` is in such shares too, so that it
                makes up for what it stands for when another share of the members takes part in the next round
@@ -80,7 +80,7 @@ class Leg:
     abstains: bool
     key: int
     tells: bool = False
-    keeps: float = 0.0
+    keeps: float | None = 0.0
     dropped: Tensor | None = None
     tracks: bool = False
 
@@ -151,7 +151,7 @@ def carry(work: Work, route: Group, leg: Leg) -> Outcome:
         return _sum_packets(work, route, leg)
     if len(route.ranks) > 2 and traits.linear and needs == "sum":
         return _all_reduce(work, route, leg)
-    if len(route.ranks) > 2 and traits.reencodes and needs != "rows":
+    if len(route.ranks) > 2 and traits.reencodes and needs != "rows" and leg.keeps is not None:
         return _scatter_gather(work, route, leg)
     return _gather(work, route, leg)
 
@@ -198,7 +198,7 @@ def _scatter_gather(work: Work, route: Group, leg: Leg) -> Outcome:
     flags = Flag.FAILED if read_of is None else Flag.ABSTAINS if merged is None else 0
     vector = x.new_zeros(mine) if merged is None else merged
     if leg.dropped is not None:
-        vector = vector.add(leg.dropped, alpha=leg.keeps / share)
+        vector = vector.add(leg.dropped, alpha=(leg.keeps or 0.0) / share)
     again = mix(leg.key, 1, ex.rank)
     fields = part.encode(vector, again)
     dropped = (vector - part.decode(fields, mine, again)).mul_(share) if leg.keeps else None

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 
 from thinwire.aggregators.base import Aggregator, Needs
+from thinwire.aggregators.majority import Majority
 from thinwire.aggregators.mean import Mean, WeightedMean
 from thinwire.aggregators.robust import Median, TrimmedMean
 
@@ -12,6 +13,7 @@ AGGREGATORS: Mapping[str, Callable[..., Aggregator]] = {
     "weighted_mean": WeightedMean,
     "trimmed_mean": TrimmedMean,
     "median": Median,
+    "majority": Majority,
 }
 
-__all__ = ["AGGREGATORS", "Aggregator", "Mean", "Median", "Needs", "TrimmedMean", "WeightedMean"]
+__all__ = ["AGGREGATORS", "Aggregator", "Majority", "Mean", "Median", "Needs", "TrimmedMean", "WeightedMean"]

@@ -17,8 +17,8 @@ Cost    a round that measures encodes and decodes every layer with every option.
 Source  Alimohammadi et al. 2022, arXiv:2210.17357 (L-GreCo): its dynamic programme, window of 10 and refresh of 100.
 Differs squares of errors are added, which is what error feedback's theory adds up; norm="plain" adds norms as L-GreCo
         does. All members measure, not one; sizes are exact, not ranks times rows and columns. rule="proportional" is a
-        control: each layer may lose in proportion to its energy (save="bytes") or take bytes in proportion to its
-        elements (save="error").
+        control: all layers may lose the same share of their energy (save="bytes") or take bytes in proportion to their
+        elements (save="error"), as much as keeps to the limit.
 Avoid   on models of a few layers alike, where there is nothing to choose.
 """
 
@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from thinwire.aggregators import Mean
-from thinwire.codecs.allocation import Choice, Table, allocate, in_proportion
+from thinwire.codecs.allocation import Choice, Table, allocate, in_proportion, total
 from thinwire.codecs.base import Codec, Shapes
 from thinwire.codecs.layers import Layers
 from thinwire.codecs.precision import fp32
@@ -186,15 +186,8 @@ class Budget(Staged):
         else:
             elements = sizes[:, self.like]  # a uniform setting's bytes are in proportion to them
             chosen = in_proportion(weight, value, limit, energies if self.save == "bytes" else elements)
-        uniform = np.full(len(current), self.like)
-        if _total(value, uniform) <= _total(value, chosen):  # the rounding of limits may cost more than a choice saves
-            chosen = uniform
-        keeps = _total(weight, current) <= limit and _total(value, chosen) > _DWELL * _total(value, current)
+        keeps = total(weight, current) <= limit and total(value, chosen) > _DWELL * total(value, current)
         return np.asarray(current if keeps else chosen, dtype=np.int64)
-
-
-def _total(table: Table, choice: Choice) -> float:
-    return float(np.take_along_axis(table, choice[:, None], axis=1).sum())
 
 
 def _large(shapes: Shapes, small: int) -> list[int]:

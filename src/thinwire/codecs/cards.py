@@ -22,7 +22,9 @@ class CodecCard:
     name              as written in expressions
     signature         name with options and defaults: "int8(block=256, rounding='nearest')"
     summary           first paragraph of its card
+    error             what is claimed of the loss, one line
     source            papers, one line
+    avoid             when not to use it, one line; empty where the card does not say
     card              the whole text
     example           expression that the two numbers below are for
     bits_per_element  of the fields for a million elements, without the packet's header; a bound if the size varies;
@@ -33,7 +35,9 @@ class CodecCard:
     name: str
     signature: str
     summary: str
+    error: str
     source: str
+    avoid: str
     card: str
     example: str
     bits_per_element: float | None
@@ -53,7 +57,9 @@ def card(name: str, entry: Callable[..., Any], part: type, codec: Codec | Staged
         name=name,
         signature=signature(name, entry),
         summary=" ".join(text.split("\n\n")[0].split()),
+        error=_line(text, "Error"),
         source=_line(text, "Source"),
+        avoid=_line(text, "Avoid"),
         card=text,
         example=example,
         bits_per_element=None if size is None else 8 * size / _N,
@@ -71,6 +77,7 @@ def signature(name: str, entry: Callable[..., Any]) -> str:
 def _line(text: str, label: str) -> str:
     """What stands behind a label of the card, its indented continuation lines included."""
     found: list[str] = []
+    label = f"{label:8}"  # as cards are set; "Error feedback: ..." is no label
     for line in text.splitlines():
         if line.startswith(label):
             found = [line.removeprefix(label)]

@@ -16,7 +16,7 @@ Avoid   where a model has many small matrices: one vector for all needs no share
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -96,6 +96,22 @@ class Layers(Codec):
         )
         return replace(self, fitted=fitted)
 
+    @property
+    def leads(self) -> tuple[Codec, ...]:
+        return tuple(lead for codec in self.codecs for lead in codec.leads)
+
+    def lead(self, change: Callable[[Codec], Codec]) -> Layers:
+        return self._each(lambda codec: codec.lead(change))
+
+    @property
+    def selection(self) -> Layers:
+        return self._each(lambda codec: codec.selection)
+
+    def _each(self, change: Callable[[Codec], Codec]) -> Layers:
+        """The same with every layer's codec changed."""
+        fitted = tuple((change(codec), size) for codec, size in self.fitted)
+        return replace(self, codecs=tuple(map(change, self.codecs)), fitted=fitted, label="")
+
     def part(self, begin: int, end: int) -> Layers:
         if not self.fitted:
             return self
@@ -158,14 +174,20 @@ class Layers(Codec):
         return iter(pieces)
 
     def contraction(self, n: int) -> float | None:
-        deltas = [codec.contraction(size) for codec, _, size in self._layers(n)]
+        deltas = [codec.contraction(size) for codec, size in self._classes(n)]
         known = [delta for delta in deltas if delta is not None]
         return min(known, default=1.0) if len(known) == len(deltas) else None
 
     def variance(self, n: int) -> float | None:
-        omegas = [codec.variance(size) for codec, _, size in self._layers(n)]
+        omegas = [codec.variance(size) for codec, size in self._classes(n)]
         known = [omega for omega in omegas if omega is not None]
         return max(known, default=0.0) if len(known) == len(omegas) else None
+
+    def _classes(self, n: int) -> tuple[Layer, ...]:
+        """The layers of n elements in all; of a number that is not theirs, its codecs as if each had all."""
+        if sum(size for _, size in self.fitted) == n:
+            return self.fitted
+        return tuple((codec, n) for codec in self.codecs)
 
     def _layers(self, n: int) -> list[tuple[Codec, int, int]]:
         """Codec, first element and number of elements of every layer of n elements in all."""

@@ -6,6 +6,8 @@ Error   relative 2^-8 (bf16) and 2^-11 (fp16) in the normal range. No finite num
         to +-3.39e38, fp16 to +-65504; fp16 rounds below 2^-14 to a grid of 2^-24, so it claims no contraction.
 Size    4n bytes (fp32), 2n bytes (bf16, fp16).
 Source  IEEE 754-2019; bfloat16 as in Kalamkar et al. 2019, arXiv:1905.12322.
+Avoid   fp32: where the link is what you wait for; bf16: where int8 will do, at half the size; fp16: for gradients with
+        many entries below 2^-25, which become zero.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from thinwire.codecs.base import Codec, Traits, require
 from thinwire.codecs.blocks import pieces
+from thinwire.codecs.memory import empty
 from thinwire.packet import Fields, Layout
 
 
@@ -65,7 +68,7 @@ class BF16(Codec):
 
     def decode(self, fields: Fields, n: int, key: int) -> Tensor:
         require(fields, self.layout(n))
-        return fields["value"].float()
+        return _widened(fields["value"])
 
     def contraction(self, n: int) -> float | None:
         return 1 - 2.0**-16  # the square of the relative error; below 2^-126 it is absolute and far below TINY
@@ -91,16 +94,21 @@ class FP16(Codec):
 
     def decode(self, fields: Fields, n: int, key: int) -> Tensor:
         require(fields, self.layout(n))
-        return fields["value"].float()
+        return _widened(fields["value"])
 
 
 def _narrow(x: Tensor, dtype: torch.dtype) -> Tensor:
     """x [n] in another float type, clamped to its range."""
     largest = torch.finfo(dtype).max
-    narrow = torch.empty(x.shape, dtype=dtype, device=x.device)
+    narrow = empty(len(x), dtype, x.device)
     for start, stop, _ in pieces(len(x), 2, x.device):
-        narrow[start:stop] = x[start:stop].clamp(-largest, largest)
+        narrow[start:stop].copy_(x[start:stop]).clamp_(-largest, largest)
     return narrow
+
+
+def _widened(x: Tensor) -> Tensor:
+    """x [n] as float32."""
+    return empty(len(x), torch.float32, x.device).copy_(x)
 
 
 fp32, bf16, fp16 = FP32(), BF16(), FP16()

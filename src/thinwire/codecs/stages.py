@@ -29,6 +29,8 @@ from thinwire.errors import ConfigError
 #: What is remembered from round to round, by name; a value that nobody writes to.
 Tensors = Mapping[str, Tensor]
 
+_REFERENCE = 1 << 16  # elements for which a codec's class is asked
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -95,6 +97,11 @@ class Staged(ABC):
         """Whether ||x - sent||^2 <= (1 - delta) ||x||^2 for some delta > 0: what error feedback asks for."""
         return True
 
+    @property
+    def selects(self) -> bool:
+        """Whether it keeps elements of the vector, rounded or not, and drops the others."""
+        return False
+
     def fit(self, shapes: Shapes) -> Staged:
         """The codec for vectors that hold parameters of these shapes; itself, unless shapes mean something to it."""
         return self
@@ -114,3 +121,11 @@ class Staged(ABC):
             expected="codecs on both sides of |",
             mend=f"see `thinwire codecs {self.spec.split('(')[0]}` for its own options",
         )
+
+
+def is_contractive(codec: Codec | Staged) -> bool:
+    """Whether a delta above zero is claimed."""
+    if isinstance(codec, Staged):
+        return codec.contractive
+    delta = codec.contraction(_REFERENCE)
+    return delta is not None and delta > 0

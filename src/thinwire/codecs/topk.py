@@ -14,6 +14,8 @@ Source  Stich, Cordonnier & Jaggi 2018, arXiv:1809.07599, Def. 2.1; the sample a
         arXiv:1712.01887, sec. 5; shares while warming up: its sec. 3.3.
 Differs of equal magnitudes the one of lower index is kept, so that all members and devices keep the same. DGC sends
         about k entries, those above the sample's threshold; we send the k largest, which costs no more.
+Avoid   without error feedback, with few rounds (what is dropped needs rounds to come through), and with many members:
+        what they keep differs, and the combined vector is no longer sparse.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from typing import NoReturn, Self
 from torch import Tensor
 
 from thinwire.codecs.base import Codec, Shapes
-from thinwire.codecs.stages import Staged, Tensors
+from thinwire.codecs.stages import Staged, Tensors, is_contractive
 from thinwire.errors import ConfigError
 
 _REFERENCE = 1 << 16  # elements for which a codec's class is asked
@@ -50,9 +50,17 @@ class Feedback(ABC):
     corrects: bool = False
 
     @property
-    def keeps(self) -> float:
-        """Share of what the second encoding of a combined shard dropped that goes with the next round's."""
+    def keeps(self) -> float | None:
+        """Share of what the second encoding of a combined shard dropped that goes with the next round's.
+
+        None: nothing is encoded a second time, so that what is combined is what was sent, to rounding.
+        """
         return 1.0
+
+    @property
+    def accelerates(self) -> bool:
+        """Whether it has a momentum of its own, so that an optimizer that is fed with its gradients is to have none."""
+        return False
 
     @property
     @abstractmethod
@@ -111,7 +119,8 @@ class Feedback(ABC):
 def check_codec(name: str, codec: object, *, needs: str = "contractive") -> None:
     """Refuse what a scheme cannot go around.
 
-    needs  "contractive" or "unbiased": the class of codecs that the scheme converges with
+    needs  the class of codecs that the scheme converges with: "contractive", "unbiased", or "selection", which keeps
+           elements and drops the others
     """
     if not isinstance(codec, Codec | Staged):
         raise ConfigError(
@@ -119,7 +128,13 @@ def check_codec(name: str, codec: object, *, needs: str = "contractive") -> None
             expected="a codec, or a chain of them",
             mend=f"write {name}(topk(1/64) | int4), one feedback around the whole chain",
         )
-    if needs == "contractive" and not is_contractive(codec):
+    if needs == "selection" and not codec.selects:
+        raise ConfigError(
+            f"{name} around {codec.spec}: it does not keep some elements and drop the others",
+            expected="a codec that selects, or a chain that begins with one: topk(1/64), topk(1/64) | int4",
+            mend=f"write {name}(topk(1/64)), or feedback({codec.spec})",
+        )
+    if needs in ("contractive", "selection") and not is_contractive(codec):
         raise ConfigError(
             f"{name} around {codec.spec}: its error may be larger than what it is given, and would grow in the memory",
             expected="a contractive codec: topk, sign, int8 and others whose contraction `thinwire codecs` shows",
@@ -131,14 +146,6 @@ def check_codec(name: str, codec: object, *, needs: str = "contractive") -> None
             expected="a codec that is right in the mean: randk(scaled=True), qsgd, int4(rounding='stochastic')",
             mend="use such a codec, or a scheme for contractive ones: feedback, ef21, scafcom",
         )
-
-
-def is_contractive(codec: Codec | Staged) -> bool:
-    """Whether a delta above zero is claimed."""
-    if isinstance(codec, Staged):
-        return codec.contractive
-    delta = codec.contraction(_REFERENCE)
-    return delta is not None and delta > 0
 
 
 def followed(combined: Tensor, shared: Tensors, share: float) -> tuple[Tensor, Tensors]:

@@ -15,6 +15,7 @@ Source  Gao, Islamov & Stich 2023, arXiv:2311.05645 (EControl: Fast Distributed 
         Control).
 Differs eta is min(delta / 2, 0.05) if it is not given, with the contraction delta that the codec claims for the
         vector's length; that rule is ours, from runs on quadratics. The estimate begins at zero.
+Avoid   where `feedback` is stable, which holds a third of its memory and has no eta to set.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from thinwire.codecs.base import Codec, Shapes
 from thinwire.codecs.feedback.base import Feedback, Place, check_codec, followed, zeros
+from thinwire.codecs.feedback.told import check_number, spec_of
 from thinwire.codecs.stages import Staged, Tensors
 from thinwire.errors import ConfigError
 
@@ -44,13 +46,9 @@ class EControl(Feedback):
     tracks = True
 
     def __post_init__(self) -> None:
-        number = isinstance(self.eta, int | float) and not isinstance(self.eta, bool)
-        if self.eta is not None and not (number and 0 <= self.eta <= 1):
-            raise ConfigError(
-                f"econtrol with eta={self.eta!r}",
-                expected="the share of the residual that is sent again, between 0 and 1",
-                mend="leave it out for half the codec's contraction, at most 0.05; 0 is ef21",
-            )
+        if self.eta is not None:
+            mend = "leave it out for half the codec's contraction, at most 0.05; 0 is ef21"
+            check_number("econtrol", "with eta", self.eta, at_least=0, at_most=1, mend=mend)
         check_codec("econtrol", self.codec)
         if self.eta is None and isinstance(self.codec, Staged):
             raise ConfigError(
@@ -61,8 +59,7 @@ class EControl(Feedback):
 
     @property
     def spec(self) -> str:
-        eta = "" if self.eta is None else f", eta={self.eta!r}"
-        return f"econtrol({self.codec.spec}{eta})"
+        return spec_of("econtrol", self.codec, self)
 
     def fit(self, shapes: Shapes) -> EControl:
         return replace(self, codec=self.codec.fit(shapes))

@@ -13,6 +13,8 @@ Source  Richtarik, Sokolov & Fatkhullin 2021, arXiv:2106.05203.
 Differs estimates begin at zero rather than at a first vector sent in full: the first message is C(x). Members may be
         left out of a round, which the paper does not treat; then the update is not the mean of those who are there.
         The mean is added up message by message, in float32, and is off the estimates' mean by those roundings.
+Avoid   with noisy gradients of small batches (see ef21_sgdm), with few rounds (the estimate begins at zero), and where
+        members come and go: their shared estimate is then begun anew.
 """
 
 from __future__ import annotations

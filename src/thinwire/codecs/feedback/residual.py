@@ -11,6 +11,8 @@ Source  Seide et al. 2014 (1-bit SGD, Interspeech); Stich, Cordonnier & Jaggi 20
         Karimireddy et al. 2019, arXiv:1901.09847, Alg. 2 (EF-SGD, "EF14" in later papers).
 Differs the learning rate is not in here: for gradients the residual is in gradient units, so a change of the learning
         rate changes what an old residual is worth; pseudo-gradients are in parameter units and have no such trouble.
+Avoid   around unbiased codecs with large variance, which do not contract, and where a member takes part only once in a
+        while: its residual is out of date by then.
 """
 
 from __future__ import annotations
