@@ -10,7 +10,7 @@ import thinwire
 from small import BATCH, adamw, batch, loss_of, make_model, same, sgd, train
 from thinwire import Network, dgc, diloco, every_step, fedavg, local_sgd, post_local_sgd, streaming_diloco
 from thinwire.aggregators import Median, TrimmedMean, WeightedMean
-from thinwire.codecs import ErrorFeedback, fp32, int4, int8, topk, zstd
+from thinwire.codecs import ErrorFeedback, fetchsgd, fp32, int4, int8, powersgd, sketch, tagc, topk, zstd
 from thinwire.links.local import alone, run
 from thinwire.method import Method, Phases
 from thinwire.outer import SGD, Adam, Average, Mix, Nesterov, Rebase
@@ -24,6 +24,10 @@ METHODS = {
     "ddp int8": every_step(codec=int8()),
     "dgc": dgc(codec=topk(1 / 64), warmup=5),
     "ddp topk": every_step(codec=topk(1 / 4)),
+    "ddp sketch": every_step(codec=sketch(width=200)),
+    "powersgd": every_step(codec=powersgd(1)),
+    "fetchsgd": every_step(codec=fetchsgd(1 / 20, width=200)),
+    "diloco tagc": diloco(every=3, codec=tagc(0.3)),
     "local sgd": local_sgd(every=3),
     "local sgd bf16": local_sgd(every=3, codec=thinwire.codecs.bf16),
     "fedavg": fedavg(every=3),
