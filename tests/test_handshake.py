@@ -9,7 +9,7 @@ from torch import nn
 import thinwire
 from small import adamw, batch, loss_of, make_model
 from thinwire import ConfigError, PacketError, diloco, every_step, local_sgd, post_local_sgd, streaming_diloco
-from thinwire.codecs import ErrorFeedback, fp32, int4, int8, topk
+from thinwire.codecs import ErrorFeedback, ef21, fp32, int4, int8, topk
 from thinwire.handshake import agree
 from thinwire.links.faulty import Tampered
 from thinwire.links.local import alone, run
@@ -304,3 +304,27 @@ def test_error_memories_of_another_member_or_group_are_not_taken_over():
     assert torch.equal(own[0], saved[0]["fragments"][0]["carried"]["own"]["residual"])
     assert run(2, lambda link: load([saved[0], saved[0]], link))[1] is None
     assert run(3, lambda link: load([saved[0], saved[1], saved[0]], link)) == [None] * 3
+
+
+@pytest.mark.parametrize("codec", [ErrorFeedback(int8), ef21(int8)], ids=lambda codec: codec.spec)
+def test_a_round_under_way_does_not_bring_back_what_is_to_be_forgotten(codec):
+    """Saved between a round's halves; one member comes back with another's state, and the round is applied."""
+    method = streaming_diloco(every=4, fragments=1, overlap=2, codec=codec)
+    saved = run(3, lambda link: _saved_after(link, method, 5))
+    assert all(one["sync"]["under_way"][0]["carried"]["own"] for one in saved)
+
+    def resumed(link):
+        mine = saved[0 if link.rank == 2 else link.rank]
+        model = make_model()
+        with thinwire.synchronize(model, adamw(model), method, link) as sync:
+            model.load_state_dict(mine["model"])
+            sync.load_state_dict(mine["sync"])
+            sync.finish()
+            assert sync.committed == 1
+            return sync.state_dict()["fragments"][0]["carried"]
+
+    results = run(3, resumed)
+    assert results[2]["own"] == results[2]["dropped"] == {}
+    tracks = method.feedback.tracks
+    assert all(bool(one["own"]) != tracks for one in results[:2])
+    assert all(one["shared"] == {} for one in results)

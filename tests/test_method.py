@@ -7,11 +7,23 @@ from dataclasses import dataclass, fields, replace
 import pytest
 
 from thinwire.aggregators import Mean, Median, TrimmedMean, WeightedMean
-from thinwire.codecs import ErrorFeedback, fp32, int4, int8, topk, zstd
+from thinwire.codecs import ErrorFeedback, ef21, ef21w, fp32, int4, int8, topk, zstd
 from thinwire.codecs.base import Codec, Traits
 from thinwire.errors import ConfigError
 from thinwire.method import Method, Phases
-from thinwire.methods import METHODS, diloco, every_step, fedavg, local_sgd, post_local_sgd, streaming_diloco
+from thinwire.methods import (
+    METHODS,
+    dgc,
+    diloco,
+    every_step,
+    fedavg,
+    flasc,
+    local_sgd,
+    one_bit_adam,
+    post_local_sgd,
+    sign_sgd,
+    streaming_diloco,
+)
 from thinwire.outer import SGD, Adam, Average, Mix, Nesterov, NoStep, Rebase
 from thinwire.payloads import Delta, Gradient, Parameters
 from thinwire.schedules import Every
@@ -60,6 +72,14 @@ def refused(text: str):
                                       r".*send Parameters\(\) with outer=Average"),
         ({"payload": Delta(), "outer": SGD(), "topology": Islands(2, between=RandomPairs())}, "drift apart for ever"),
         ({"codec": Halves(), "aggregator": TrimmedMean(0.1)}, "with linear codec halves: .* added as codes\n.*a mean"),
+        ({"codec": ef21(int8), "aggregator": Median()}, r"ef21\(int8\) with aggregator Median\(\): it keeps the mean "
+                                                        "of what .*\n.*a plain mean\n.*or feedback"),
+        ({"codec": ef21(int8), "aggregator": WeightedMean()}, "or weights that change from round to round, would make"),
+        ({"codec": ef21w(int8, (1, 2))}, r"aggregator Mean\(\): its members' weights would be ignored\n.*a weighted "
+                                         r"mean\n.*aggregator=WeightedMean\(\)"),
+        ({"codec": ef21(int8), "topology": Islands(2)}, "over Islands.*: islands weigh what they pass on by who took"),
+        ({"codec": ef21(fp32), "topology": RandomPairs(), "payload": Parameters(), "outer": Average()},
+         r"ef21\(fp32\) over RandomPairs\(\): .* partners change\n.*one group of all members\n.*use Everyone\(\)"),
     ],
 )  # fmt: skip
 def test_refusals(answers, text):
@@ -74,6 +94,8 @@ def test_refusals(answers, text):
         {"aggregator": Median()},
         {"codec": Halves()},
         {"codec": int8, "aggregator": TrimmedMean(0.2)},
+        {"codec": ef21(topk(1 / 8)), "payload": Delta(2), "outer": SGD(), "schedule": Every(4, 1)},
+        {"codec": ef21w(int8, (1, 2)), "aggregator": WeightedMean()},
         {"topology": Islands(2, between=Islands(2), inside=int8), "aggregator": WeightedMean()},
         {"payload": Delta(3), "outer": Rebase(Adam()), "schedule": Every(6, 3), "codec": topk(1 / 8) | int4 | zstd},
         {"payload": Parameters(2), "outer": Average(), "codec": zstd, "topology": RandomPairs(), "schedule": Every(3)},
@@ -108,10 +130,16 @@ def test_an_option_that_is_not_there_is_an_error():
 #: Another value for every option of every named method.
 OTHERS = {
     every_step: {"codec": int8},
+    dgc: {
+        "codec": topk(1 / 8), "momentum": 0.5, "masking": False, "nesterov": True, "clip": 1.0, "warmup": 7,
+    },
+    one_bit_adam: {"freeze": 7, "codec": int8, "beta1": 0.5, "beta2": 0.5, "eps": 1e-3},
+    sign_sgd: {"block": 64},
     local_sgd: {"every": 7, "codec": int8},
     fedavg: {"every": 7, "codec": int8},
     post_local_sgd: {"switch": 7, "every": 7, "codec": int8},
     diloco: {"every": 7, "outer_lr": 0.3, "momentum": 0.5, "codec": int8},
+    flasc: {"every": 7, "outer_lr": 0.3, "codec": topk(1 / 16)},
     streaming_diloco: {
         "every": 7, "fragments": 3, "overlap": 3, "keep": 0.3, "outer_lr": 0.3, "momentum": 0.5, "codec": int8,
     },

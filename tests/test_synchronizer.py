@@ -27,7 +27,7 @@ from thinwire import (
     streaming_diloco,
 )
 from thinwire.aggregators import Median, WeightedMean
-from thinwire.codecs import int4, int8, topk
+from thinwire.codecs import econtrol, ef21, ef21_sgdm, int4, int8, topk
 from thinwire.links.faulty import Tampered, flip
 from thinwire.links.local import alone, run
 from thinwire.method import Method, Phases
@@ -840,6 +840,8 @@ def _equal(a: Any, b: Any) -> bool:
 STATEFUL = {
     "diloco": diloco(every=2, codec=topk(1 / 4)),
     "in flight": streaming_diloco(every=6, fragments=3, overlap=4, codec=int4),
+    "estimates of gradients": every_step(codec=econtrol(topk(1 / 4))),
+    "estimates in flight": streaming_diloco(every=4, fragments=2, overlap=3, codec=ef21_sgdm(int4, double=True)),
     "rebase": streaming_diloco(every=4, fragments=1, overlap=3).but(outer=Rebase(Nesterov(0.4, 0.9))),
     "phases": Phases(every_step(codec=topk(1 / 2)), 3, streaming_diloco(every=4, fragments=2, overlap=2)),
     "phases of rounds": Phases(diloco(every=2), 4, local_sgd(every=2).but(topology=RandomPairs())),
@@ -943,6 +945,7 @@ MANY = {
     "ddp topk": every_step(codec=topk(1 / 4)),
     "diloco int8": diloco(every=2, codec=int8),
     "feedback": diloco(every=2, codec=thinwire.codecs.ErrorFeedback(int4)),
+    "estimates": diloco(every=2, codec=ef21(int4)),
     "streaming": streaming_diloco(every=4, fragments=2, overlap=1),
     "islands": diloco(every=2).but(topology=Islands(2)),
     "median": diloco(every=2).but(aggregator=Median()),

@@ -122,7 +122,7 @@ def test_what_is_outside_the_union_is_not_sent() -> None:
 def test_bitmaps_and_their_union() -> None:
     x = torch.tensor([0.0, 1.0, 0.0, 3.0, 0.0, 0.0, 0.0, 0.0, 1.0])
     fields = Bitmap().encode(x, 0)
-    assert fields["bit"].tolist() == [0b00010000, 0b00000011]  # planar: every other one
+    assert fields["bit"].tolist() == [0b00010000, 0b00000011]  # planar
     assert Bitmap().decode(fields, 9, 0).tolist() == (x > 0).float().tolist()
     assert Largest().combine(torch.tensor([[0.0, 1, 0], [0, 1, 1]]), torch.ones(2)).tolist() == [0, 1, 1]
 

@@ -48,10 +48,13 @@ EXAMPLES: dict[str, list[str]] = {
     "sketch": ["sketch(width=64)", "sketch(width=1000, rows=3, keep=20)"],
     "layers": ["layers(topk(1/16))", "layers(topk(1/4) | int4 | zstd)", "layers(int4, small=0)"],
     "kmeans": ["kmeans", "kmeans(3)", "kmeans(256)", "topk(0.1) | kmeans(2)"],
+    "pq": ["pq", "pq(4, 16, stages=3, block=64)", "pq(2, 7, block=2)"],
     "cst": ["cst(16)", "cst(128, bits=2)", "cst(1, bits=8)"],
+    "anchor_delta": ["anchor_delta(16)", "anchor_delta(3, layers=5, group=2)", "anchor_delta(8, bins=(0.2,)) | rans"],
     "rans": ["int8 | rans", "bf16 | rans(segment=100)", "topk(1/16, index='smallest') | kmeans(4) | rans"],
     "zstd": ["zstd", "bf16 | zstd(level=1)", "int8 | zstd(level=-5)", "topk(1/64) | int4 | zstd"],
     "randk": ["randk(1/8)", "randk(0.3, scaled=True)", "randk(1/2, scaled=True) | int8(rounding='stochastic')"],
+    "rows": ["rows(1/8, width=16)", "rows(1/2) | int8", "rows(1/4, width=32, sampled=True)"],
 }  # fmt: skip
 CODEC_EXPRESSIONS = [expression for expressions in EXAMPLES.values() for expression in expressions]
 LENGTHS = (0, 1, 7, 255, 256, 257, 1000)
@@ -223,7 +226,7 @@ def check_refusals(codec: Codec, x: Tensor) -> None:
         ({**fields, "surplus": fields[last]}, n),
         ({}, n),
         *(({**fields, name: fields[name].double()}, n) for name in fields),
-        *(({**fields, name: fields[name][:-1]}, n) for name in fields),
+        *(({**fields, name: fields[name][:-1]}, n) for name in fields if fields[name].numel()),
         *(({**fields, name: fields[name].unsqueeze(0)}, n) for name in fields),
     ]
     for bad, length in wrong:
@@ -247,8 +250,8 @@ def check_any_bytes(codec: Codec, x: Tensor) -> None:
 
 def _mutated(field: Tensor, g: torch.Generator, *, everything: bool) -> Tensor:
     raw = field.clone().contiguous().view(torch.uint8)
-    count = len(raw) if everything else 1
-    where = torch.randint(len(raw), (count,), generator=g)
+    count = len(raw) if everything else min(1, len(raw))
+    where = torch.randint(max(1, len(raw)), (count,), generator=g)
     raw[where] = torch.randint(256, (count,), generator=g, dtype=torch.uint8)
     return raw.view(field.dtype)
 

@@ -61,7 +61,11 @@ ENCODED: dict[str, tuple[str, torch.Tensor]] = {
     "sign-two-means": ("sign(block=8, scale='two-means')", LONG),
     "topk-kmeans": ("topk(1/2) | kmeans(3)", LONG),
     "cst": ("cst(channels=6, bits=2)", LONG),
+    "anchor-delta": ("anchor_delta(channels=3, layers=2, group=4)", LONG),
+    "pq": ("pq(length=4, size=16, stages=2, block=16)", LONG),
     "int8-rans": ("int8 | rans(segment=100)", REPEATED),
+    "rows": ("rows(1/4, width=4)", LONG),
+    "rows-sampled": ("rows(1/4, width=4, sampled=True)", LONG),
 }
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from thinwire.codecs.anchor_delta import AnchorDelta, anchor_delta
 from thinwire.codecs.base import Codec, Shapes, Traits, require
 from thinwire.codecs.budget import Budget, budget
 from thinwire.codecs.cards import CodecCard, card
@@ -26,6 +27,7 @@ from thinwire.codecs.feedback import (
     EF21W,
     FEEDBACK,
     GMF,
+    Diana,
     EControl,
     ErrorFeedback,
     Feedback,
@@ -33,6 +35,7 @@ from thinwire.codecs.feedback import (
     Scafcom,
     Scallion,
     dgc,
+    diana,
     econtrol,
     ef21,
     ef21_sgdm,
@@ -52,11 +55,13 @@ from thinwire.codecs.layers import Layers, layers
 from thinwire.codecs.log import Log, e2m0, e3m0, e4m0
 from thinwire.codecs.natural import Natural, natural
 from thinwire.codecs.powersgd import PowerSGD, powersgd
+from thinwire.codecs.pq import PQ, pq, train_codebook
 from thinwire.codecs.precision import BF16, FP16, FP32, bf16, fp16, fp32
 from thinwire.codecs.qsgd import QSGD, qsgd
 from thinwire.codecs.randk import RandK, randk
 from thinwire.codecs.rans import Rans, rans
 from thinwire.codecs.rotation import Rotation, rotation
+from thinwire.codecs.rows import Rows, rows
 from thinwire.codecs.sign import Sign, sign
 from thinwire.codecs.sketch import Sketch, sketch
 from thinwire.codecs.stages import Staged
@@ -84,13 +89,16 @@ __all__ = [
     "FP16",
     "FP32",
     "GMF",
+    "PQ",
     "QSGD",
     "STAGED",
     "TAGC",
+    "AnchorDelta",
     "Budget",
     "Chain",
     "Codec",
     "CodecCard",
+    "Diana",
     "EControl",
     "ErrorFeedback",
     "Feedback",
@@ -109,6 +117,7 @@ __all__ = [
     "RandK",
     "Rans",
     "Rotation",
+    "Rows",
     "Scafcom",
     "Scallion",
     "Shapes",
@@ -121,6 +130,7 @@ __all__ = [
     "Traits",
     "Warmup",
     "Zstd",
+    "anchor_delta",
     "bf16",
     "budget",
     "cst",
@@ -128,6 +138,7 @@ __all__ = [
     "decode",
     "describe",
     "dgc",
+    "diana",
     "e2m0",
     "e3m0",
     "e4m0",
@@ -155,11 +166,13 @@ __all__ = [
     "natural",
     "parse",
     "powersgd",
+    "pq",
     "qsgd",
     "randk",
     "rans",
     "require",
     "rotation",
+    "rows",
     "salient_tokens",
     "scafcom",
     "scallion",
@@ -170,6 +183,7 @@ __all__ = [
     "tagc",
     "terngrad",
     "topk",
+    "train_codebook",
     "train_dictionary",
     "warmup",
     "warmup_shares",
@@ -205,6 +219,9 @@ CODECS: Mapping[str, Callable[..., Codec]] = {
     "kmeans": kmeans,
     "cst": cst,
     "rans": rans,
+    "rows": rows,
+    "pq": pq,
+    "anchor_delta": anchor_delta,
 }
 
 #: Rounds of several exchanges, by the name they have in expressions.
@@ -225,12 +242,10 @@ _WORDS = Words("codec", _NAMES, "topk(1/64) | int4 | zstd or feedback(int4(block
 #: What stands for those that cannot be shown by their name alone.
 _SHOWN = {
     "topk": "topk(1/64)",
-    "dct": "dct(1/128)",
-    "sketch": "sketch(width=50000)",
-    "fetchsgd": "fetchsgd(0.01, width=50000)",
     "feedback": "feedback(topk(1/64))",
     "layers": "layers(topk(1/64))",
     "cst": "cst(128)",
+    "anchor_delta": "anchor_delta(128)",
     "budget": "budget(topk(1/256), topk(1/64), topk(1/16))",
     "ef21": "ef21(topk(1/64))",
     "ef21w": "ef21w(topk(1/64), smoothness=(1, 4))",
@@ -244,6 +259,11 @@ _SHOWN = {
     "scafcom": "scafcom(topk(1/64))",
     "frozen_adam": "frozen_adam(int4)",
     "randk": "randk(1/64)",
+    "rows": "rows(1/8)",
+    "dct": "dct(1/128)",
+    "sketch": "sketch(width=50000)",
+    "fetchsgd": "fetchsgd(0.01, width=50000)",
+    "diana": "diana(int4(rounding='stochastic'))",
 }
 
 
