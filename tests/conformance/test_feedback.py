@@ -41,20 +41,20 @@ MEMBERS = 3  # of every group here; examples that name members name as many
 #: Expressions of every scheme; each must pass every test here.
 EXAMPLES: dict[str, list[str]] = {
     "feedback": ["feedback(topk(1/8))", "feedback(int4)", "feedback(topk(1/4) | int8, decay=0.5)"],
+    "diana": ["diana(int4(rounding='stochastic'))", "diana(randk(1/4, scaled=True))", "diana(qsgd, alpha=0.2)"],
     "ef21": ["ef21(topk(1/8))", "ef21(int4)", "ef21(topk(1/4) | int8)"],
     "ef21w": ["ef21w(topk(1/8), smoothness=(1, 2, 5))", "ef21w(int8, smoothness=(3, 1, 1))"],
     "ef21_sgdm": ["ef21_sgdm(topk(1/8))", "ef21_sgdm(int4, eta=0.5)", "ef21_sgdm(topk(1/8), eta=0.3, double=True)"],
     "econtrol": ["econtrol(topk(1/8))", "econtrol(int4)", "econtrol(topk(1/4), eta=0.1)"],
-    "diana": ["diana(int4(rounding='stochastic'))", "diana(randk(1/4, scaled=True))", "diana(qsgd, alpha=0.2)"],
 }
 #: An expression of each scheme that has nothing to do, and so gives the members' plain mean.
 PLAIN: dict[str, str] = {
     "feedback": "feedback(fp32)",
+    "diana": "diana(fp32)",
     "ef21": "ef21(fp32)",
     "ef21w": "ef21w(fp32, smoothness=(1, 2, 5))",
     "ef21_sgdm": "ef21_sgdm(fp32, eta=1)",
     "econtrol": "econtrol(fp32)",
-    "diana": "diana(fp32)",
 }
 #: Those that lose nothing, and the part of `own` that makes up the sum: updates so far + its mean == means so far.
 LOSES_NOTHING: dict[str, str] = {
