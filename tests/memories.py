@@ -10,7 +10,7 @@ from torch import Tensor
 
 from thinwire.codecs import Codec, Feedback
 from thinwire.codecs.feedback import Place
-from thinwire.codecs.stages import Tensors
+from thinwire.codecs.stages import Exchanged, Tensors
 from thinwire.randomness import mix
 
 
@@ -22,7 +22,9 @@ class Members:
     count: int
     own: list[Tensors] = field(default_factory=list)
     shared: Tensors = field(default_factory=dict)
+    stages: Tensors = field(default_factory=dict)
     rounds: int = 0
+    sent: list[Tensor] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.own = self.own or [{} for _ in range(self.count)]
@@ -32,14 +34,11 @@ class Members:
 
     def round(self, x: Sequence[Tensor | None]) -> Tensor:
         """The update; a member whose vector is None is left out."""
-        codec = self.memory.codec
-        assert isinstance(codec, Codec)
         present = [rank for rank in range(self.count) if x[rank] is not None]
-        own, rows, weights = list(self.own), [], []
+        own, rows, weights, stages = list(self.own), [], [], self.stages
         for rank in present:
             target, held = self.memory.prepare(x[rank], self.own[rank], self.shared, self.place(rank))
-            key = mix(self.rounds, rank)
-            sent = codec.decode(codec.encode(target, key), len(target), key)
+            sent, stages = self._through(target, mix(self.rounds, rank))
             own[rank] = self.memory.commit(target, held, sent)
             weight = self.memory.weight(self.place(rank))
             rows.append(sent)
@@ -50,8 +49,26 @@ class Members:
             combined = torch.stack(rows).sum(dim=0) / len(rows)
         share = self.memory.share(tuple(present), tuple(range(self.count)))
         update, self.shared = self.memory.receive(combined, self.shared, share)
-        self.own, self.rounds = own, self.rounds + 1
+        self.own, self.stages, self.rounds, self.sent = own, stages, self.rounds + 1, rows
         return update
+
+    def _through(self, target: Tensor, key: int) -> tuple[Tensor, Tensors]:
+        """What others read of a target, and what stages remember."""
+        codec = self.memory.codec
+        if isinstance(codec, Codec):
+            return _read(codec, target, key), self.stages
+        run = codec.run(target, self.stages, key)
+        stage = next(run)
+        while True:
+            sent = _read(stage.codec, stage.vector, key)
+            try:
+                stage = run.send(Exchanged(sent, sent))
+            except StopIteration as end:
+                return end.value.sent, end.value.shared
+
+
+def _read(codec: Codec, x: Tensor, key: int) -> Tensor:
+    return codec.decode(codec.encode(x, key), len(x), key)
 
 
 def vectors(count: int, n: int, number: int = 0) -> list[Tensor]:

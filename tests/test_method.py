@@ -11,7 +11,18 @@ from thinwire.codecs import ErrorFeedback, ef21, ef21w, fp32, int4, int8, topk, 
 from thinwire.codecs.base import Codec, Traits
 from thinwire.errors import ConfigError
 from thinwire.method import Method, Phases
-from thinwire.methods import METHODS, diloco, every_step, fedavg, local_sgd, post_local_sgd, streaming_diloco
+from thinwire.methods import METHODS, (, diloco, every_step, fedavg, flasc, local_sgd, post_local_sgd, streaming_diloco
+    METHODS,
+    dgc,
+    diloco,
+    every_step,
+    fedavg,
+    local_sgd,
+    one_bit_adam,
+    post_local_sgd,
+    sign_sgd,
+    streaming_diloco,
+)
 from thinwire.outer import SGD, Adam, Average, Mix, Nesterov, NoStep, Rebase
 from thinwire.payloads import Delta, Gradient, Parameters
 from thinwire.schedules import Every
@@ -118,10 +129,16 @@ def test_an_option_that_is_not_there_is_an_error():
 #: Another value for every option of every named method.
 OTHERS = {
     every_step: {"codec": int8},
+    dgc: {
+        "codec": topk(1 / 8), "momentum": 0.5, "masking": False, "nesterov": True, "clip": 1.0, "warmup": 7,
+    },
+    one_bit_adam: {"freeze": 7, "codec": int8, "beta1": 0.5, "beta2": 0.5, "eps": 1e-3},
+    sign_sgd: {"block": 64},
     local_sgd: {"every": 7, "codec": int8},
     fedavg: {"every": 7, "codec": int8},
     post_local_sgd: {"switch": 7, "every": 7, "codec": int8},
     diloco: {"every": 7, "outer_lr": 0.3, "momentum": 0.5, "codec": int8},
+    flasc: {"every": 7, "outer_lr": 0.3, "codec": topk(1 / 16)},
     streaming_diloco: {
         "every": 7, "fragments": 3, "overlap": 3, "keep": 0.3, "outer_lr": 0.3, "momentum": 0.5, "codec": int8,
     },

@@ -22,7 +22,17 @@ if TYPE_CHECKING:
     from thinwire.links.joining import join
     from thinwire.links.local import Network, run
     from thinwire.method import Method, Phases
-    from thinwire.methods import dgc, diloco, every_step, fedavg, local_sgd, post_local_sgd, streaming_diloco
+    from thinwire.methods import (, dgc, diloco, every_step, fedavg, flasc, local_sgd, post_local_sgd, streaming_diloco
+        dgc,
+        diloco,
+        every_step,
+        fedavg,
+        local_sgd,
+        one_bit_adam,
+        post_local_sgd,
+        sign_sgd,
+        streaming_diloco,
+    )
     from thinwire.synchronizer import Synchronizer, synchronize
 
 #: Public names and where they live; loaded when they are asked for, so that `thinwire --version` need not load torch.
@@ -40,7 +50,18 @@ _PLACES = {
     "links.local": ["Network", "run"],
     "links.joining": ["join"],
     "method": ["Method", "Phases"],
-    "methods": ["dgc", "diloco", "every_step", "fedavg", "local_sgd", "post_local_sgd", "streaming_diloco"],
+    "methods": ["dgc", "diloco", "every_step", "fedavg", "flasc", "local_sgd", "post_local_sgd", "streaming_diloco"],
+    "methods": [
+        "dgc",
+        "diloco",
+        "every_step",
+        "fedavg",
+        "local_sgd",
+        "one_bit_adam",
+        "post_local_sgd",
+        "sign_sgd",
+        "streaming_diloco",
+    ],
     "synchronizer": ["Synchronizer", "synchronize"],
 }
 #: Rooms that are public as they are: thinwire.hooks.ddp.
@@ -65,11 +86,14 @@ __all__ = [
     "diloco",
     "every_step",
     "fedavg",
+    "flasc",
     "hooks",
     "join",
     "local_sgd",
+    "one_bit_adam",
     "post_local_sgd",
     "run",
+    "sign_sgd",
     "streaming_diloco",
     "synchronize",
 ]

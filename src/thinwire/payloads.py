@@ -27,6 +27,10 @@ class Payload(Protocol):
     def fragments(self) -> int:
         """In how many parts the model is sent."""
 
+    @property
+    def in_steps(self) -> bool:
+        """Whether gradients are multiplied by the learning rate on their way out, and divided on their way in."""
+
     def select(self, live: Tensor, anchor: Tensor) -> Tensor:
         """The vector to send.
 
@@ -41,6 +45,28 @@ class Gradient:
 
     kind: Kind = field(default="gradient", init=False, repr=False)
     fragments: int = field(default=1, init=False, repr=False)
+    in_steps: bool = field(default=False, init=False, repr=False)
+
+    def select(self, live: Tensor, anchor: Tensor) -> Tensor:
+        return live
+
+
+@dataclass(frozen=True)
+class GradientStep:
+    """The gradient times the learning rate: what plain SGD is about to do, in units of parameters.
+
+    Error feedback on `Gradient()` remembers gradients. When the learning rate falls to a tenth, what an old one still
+    moves falls with it, though it was owed at the old rate; here it moves as much as it would have. What was combined
+    is divided by the learning rate again, for the optimizer to multiply.
+
+    For optimizers whose steps are in proportion to gradient and learning rate: SGD, with momentum too. A step at a
+    learning rate of zero moves nothing, whatever was sent for it: begin a warm-up above zero.
+    Source: p = e + gamma g in Karimireddy et al. 2019, arXiv:1901.09847, Alg. 2.
+    """
+
+    kind: Kind = field(default="gradient", init=False, repr=False)
+    fragments: int = field(default=1, init=False, repr=False)
+    in_steps: bool = field(default=True, init=False, repr=False)
 
     def select(self, live: Tensor, anchor: Tensor) -> Tensor:
         return live
@@ -52,6 +78,7 @@ class Delta:
 
     fragments: int = 1
     kind: Kind = field(default="delta", init=False, repr=False)
+    in_steps: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
         _check(self.fragments)
@@ -66,6 +93,7 @@ class Parameters:
 
     fragments: int = 1
     kind: Kind = field(default="parameters", init=False, repr=False)
+    in_steps: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
         _check(self.fragments)

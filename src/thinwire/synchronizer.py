@@ -421,6 +421,8 @@ class Synchronizer:
         method, state = self._method, self._states[fragment]
         gradient = method.payload.kind == "gradient"
         live = self._fragments.gather_gradients(fragment) if gradient else self._fragments.gather(fragment)
+        if method.payload.in_steps:
+            live.mul_(self._rates(fragment))
         seen = state.anchor if gradient else self._fragments.rounded(fragment, state.anchor)
         under_way, self._states[fragment] = rounds.begin(
             method, self._terms, self._link, fragment, step, live, self._weight(fragment, step), state,
@@ -483,7 +485,10 @@ class Synchronizer:
         fragment, state = under_way.fragment, self._states[under_way.fragment]
         assert combined.update is not None
         if self._method.payload.kind == "gradient":
-            if combined.update.data_ptr() != under_way.sent.data_ptr():  # else nobody's but this member's own came back
+            if self._method.payload.in_steps:
+                rates = self._rates(fragment)
+                self._fragments.scatter_gradients(fragment, (combined.update / rates).masked_fill_(rates == 0, 0.0))
+            elif combined.update.data_ptr() != under_way.sent.data_ptr():  # else nobody's but its own came back
                 self._fragments.scatter_gradients(fragment, combined.update)
         elif self._link.rank in outcome.ranks:
             live = self._fragments.gather(fragment)
@@ -493,6 +498,17 @@ class Synchronizer:
             named = dict(self._model.named_parameters())
             for name in self._fragments.names(fragment):
                 self._optimizer.state.pop(named[name], None)
+
+    def _rates(self, fragment: int) -> Tensor:
+        """Learning rates of a fragment's parameters, 1 for those that the optimizer lacks.  [n], or [] if all alike"""
+        rate_of = {id(p): float(group["lr"]) for group in self._optimizer.param_groups for p in group["params"]}
+        named, device = dict(self._model.named_parameters()), self._fragments.device
+        parts = [named[name] for name in self._fragments.names(fragment)]
+        rates = [rate_of.get(id(p), 1.0) for p in parts]
+        if len(set(rates)) == 1:
+            return torch.tensor(rates[0], device=device)
+        pieces = zip(parts, rates, strict=True)
+        return torch.cat([torch.full((p.numel(),), rate, device=device) for p, rate in pieces])
 
     @property
     def _scales_gradients(self) -> bool:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import thinwire
-from schemes import Chosen, Largest, Members
+from doubles import Chosen, Largest
+from memories import Members
 from small import same, train
 from thinwire.aggregators import Median, WeightedMean
 from thinwire.codecs import Feedback, fp16, fp32, int4, int8, parse, scafcom, scallion, topk, zstd
@@ -199,10 +200,10 @@ def distance(scheme: Feedback, rounds: int, *, taking: int = 10, local: int = 5,
         y, hs, bs = x.expand(len(present), -1), h[present], b[present]
         for _ in range(local):
             y = y - lr * (torch.bmm(hs, y.unsqueeze(-1)).squeeze(-1) - bs) + drift / local
-        given = [x] * len(b)
+        given: list[Tensor | None] = [None] * len(b)
         for rank, model in zip(present.tolist(), y, strict=True):
             given[rank] = x - model
-        x = x - group.round(given, present.tolist())
+        x = x - group.round(given)
         if not x.norm() < 1e12:
             return math.inf
     return float((x - optimum).norm() / optimum.norm())
@@ -227,7 +228,7 @@ def test_beta_below_one_averages_the_noise_of_gradients():
     def spread(beta: float) -> float:
         group, g, seen = Members(scafcom(fp32, beta=beta), 1), torch.Generator().manual_seed(0), []
         for _ in range(100):
-            drift = group.scheme.drift(group.own[0], group.shared)
+            drift = group.memory.drift(group.own[0], group.shared)
             x = torch.randn(64, generator=g)
             seen.append(group.round([x if drift is None else x - drift]))
         return float(torch.stack([b - a for a, b in pairwise(seen[20:])]).std())

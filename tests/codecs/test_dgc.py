@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import thinwire
-from schemes import Members
+from memories import Members
 from small import adamw, make_model, same, sgd, train
 from thinwire.codecs import DGC, dgc, feedback, fp32, int4, int8, parse, topk, warmup, zstd
 from thinwire.errors import ConfigError
@@ -114,7 +114,7 @@ def test_a_member_that_a_round_did_not_count_keeps_its_memory():
     group = Members(dgc(topk(1 / 2)), 2)
     group.round([torch.tensor([4.0, 2.0])] * 2)
     before = group.own[1]
-    group.round([torch.tensor([1.0, 1.0])] * 2, present=[0])
+    group.round([torch.tensor([1.0, 1.0]), None])
     assert group.own[1] is before
     assert group.own[0] is not before
     assert torch.equal(group.own[1]["residual"], torch.tensor([0.0, 2.0]))

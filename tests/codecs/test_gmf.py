@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemes import Largest, Members
+from doubles import Largest
+from memories import Members
 from small import same, sgd, train
 from thinwire.codecs import dgc, fp32, gmf, int4, int8, parse, topk, warmup, zstd
 from thinwire.errors import ConfigError
@@ -99,16 +100,16 @@ def test_tau_rises_in_ten_stages():
     assert seen[2:20:2] == seen[3:20:2] == [round(0.9 * stage / 9, 6) for stage in range(1, 10)]
     assert seen[20:] == [0.9] * 4
     at_once = Members(gmf(topk(1 / 2)), 1)
-    assert at_once.scheme._tau(at_once.shared) == 0
+    assert at_once.memory._tau(at_once.shared) == 0
     at_once.round([torch.ones(4)])
-    assert at_once.scheme._tau(at_once.shared) == 0.6
+    assert at_once.memory._tau(at_once.shared) == 0.6
 
 
 def test_a_member_that_a_round_did_not_count_keeps_its_own_and_all_move_what_is_shared():
     group = Members(gmf(topk(1 / 2)), 2)
     group.round([torch.ones(4)] * 2)
     before, moved = group.own[1], group.shared["global"]
-    group.round([torch.ones(4)] * 2, present=[0])
+    group.round([torch.ones(4), None])
     assert group.own[1] is before
     assert not torch.equal(group.shared["global"], moved)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from thinwire.codecs import fp32, int4, int8, layers, parse, topk, zstd
+from thinwire.codecs import feedback, fp32, int4, int8, layers, parse, topk, zstd
 from thinwire.codecs.layers import Layers
 from thinwire.errors import ConfigError, PacketError
 from thinwire.randomness import mix
@@ -107,3 +107,13 @@ def test_lengths_that_do_not_add_up_are_refused():
         codec.decode({**fields, "size": fields["size"][:2]}, N, 0)
     with pytest.raises(PacketError, match=rf"{N - 1} elements\n  expected  {N}: the elements of the layers' shapes"):
         codec.decode(fields, N - 1, 0)
+
+
+def test_feedback_goes_around_it_when_it_knows_its_shapes_too() -> None:
+    """Its class is asked for a number of elements that is not the model's."""
+    shapes = ((40, 40), (40,), (7, 300))
+    codec = layers(topk(1 / 4), int8, small=4)
+    assert codec.fit(shapes).contraction(1 << 16) == codec.contraction(1 << 16) == 1 / 4
+    assert codec.fit(shapes).variance(1 << 16) is None
+    assert codec.fit(shapes).contraction(1600 + 40 + 2100) == pytest.approx(1 / 4)
+    assert feedback(codec).fit(shapes) == feedback(codec.fit(shapes))

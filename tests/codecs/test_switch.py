@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from schemes import Members
+from memories import Members
 from small import make_model, same, sgd, train
 from thinwire import synchronize
 from thinwire.codecs import (

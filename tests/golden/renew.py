@@ -37,6 +37,10 @@ ENCODED: dict[str, tuple[str, torch.Tensor]] = {
     "e3m0": ("e3m0(block=8)", SHORT),
     "e2m0": ("e2m0(block=8)", SHORT),
     "e4m0": ("e4m0(block=8)", LONG),
+    "dct-int8": ("dct(1/8) | int8", LONG),
+    "rotation-int4": ("rotation(block=64) | int4(block=32)", LONG),
+    "hadamard": ("hadamard(bits=3, block=64, rounds=2)", LONG[:62]),
+    "sketch": ("sketch(width=8, rows=3)", LONG),
     "topk-int4-zstd": ("topk(1/4, index='int32') | int4(block=8) | zstd", LONG),
     "empty": ("topk(1/4, index='int32') | e3m0", torch.zeros(0)),
     "topk": ("topk(1/16)", LONG),
@@ -57,7 +61,11 @@ ENCODED: dict[str, tuple[str, torch.Tensor]] = {
     "sign-two-means": ("sign(block=8, scale='two-means')", LONG),
     "topk-kmeans": ("topk(1/2) | kmeans(3)", LONG),
     "cst": ("cst(channels=6, bits=2)", LONG),
+    "anchor-delta": ("anchor_delta(channels=3, layers=2, group=4)", LONG),
+    "pq": ("pq(length=4, size=16, stages=2, block=16)", LONG),
     "int8-rans": ("int8 | rans(segment=100)", REPEATED),
+    "rows": ("rows(1/4, width=4)", LONG),
+    "rows-sampled": ("rows(1/4, width=4, sampled=True)", LONG),
 }
 
 

@@ -13,11 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from thinwire.codecs.anchor_delta import AnchorDelta, anchor_delta
 from thinwire.codecs.base import Codec, Shapes, Traits, require
 from thinwire.codecs.budget import Budget, budget
 from thinwire.codecs.cards import CodecCard, card
 from thinwire.codecs.chain import Chain
 from thinwire.codecs.cst import CST, cst, join_tokens, salient_tokens, split_tokens
+from thinwire.codecs.dct import DCT, dct
 from thinwire.codecs.feedback import (
     DGC,
     EF21,
@@ -44,19 +46,27 @@ from thinwire.codecs.feedback import (
     scafcom,
     scallion,
 )
+from thinwire.codecs.fetchsgd import FetchSGD, fetchsgd
 from thinwire.codecs.fp8 import FP8, fp8
+from thinwire.codecs.hadamard import Hadamard, hadamard
 from thinwire.codecs.integer import Integer, int2, int3, int4, int6, int8
 from thinwire.codecs.kmeans import KMeans, kmeans
 from thinwire.codecs.layers import Layers, layers
 from thinwire.codecs.log import Log, e2m0, e3m0, e4m0
 from thinwire.codecs.natural import Natural, natural
+from thinwire.codecs.powersgd import PowerSGD, powersgd
+from thinwire.codecs.pq import PQ, pq, train_codebook
 from thinwire.codecs.precision import BF16, FP16, FP32, bf16, fp16, fp32
 from thinwire.codecs.qsgd import QSGD, qsgd
 from thinwire.codecs.randk import RandK, randk
 from thinwire.codecs.rans import Rans, rans
+from thinwire.codecs.rotation import Rotation, rotation
+from thinwire.codecs.rows import Rows, rows
 from thinwire.codecs.sign import Sign, sign
+from thinwire.codecs.sketch import Sketch, sketch
 from thinwire.codecs.stages import Staged
 from thinwire.codecs.switch import Switch, Warmup, switch, warmup
+from thinwire.codecs.tagc import TAGC, tagc
 from thinwire.codecs.terngrad import TernGrad, terngrad
 from thinwire.codecs.topk import TopK, topk, warmup_shares
 from thinwire.codecs.whole import decode, encode
@@ -69,17 +79,21 @@ __all__ = [
     "BF16",
     "CODECS",
     "CST",
+    "DCT",
     "DGC",
     "EF21",
     "EF21SGDM",
     "EF21W",
     "FEEDBACK",
-    "FP8",
     "FP16",
     "FP32",
+    "FP8",
     "GMF",
+    "PQ",
     "QSGD",
     "STAGED",
+    "TAGC",
+    "AnchorDelta",
     "Budget",
     "Chain",
     "Codec",
@@ -88,8 +102,10 @@ __all__ = [
     "EControl",
     "ErrorFeedback",
     "Feedback",
+    "FetchSGD",
     "Fields",
     "FrozenAdam",
+    "Hadamard",
     "How",
     "Integer",
     "KMeans",
@@ -97,12 +113,16 @@ __all__ = [
     "Layout",
     "Log",
     "Natural",
+    "PowerSGD",
     "RandK",
     "Rans",
+    "Rotation",
+    "Rows",
     "Scafcom",
     "Scallion",
     "Shapes",
     "Sign",
+    "Sketch",
     "Staged",
     "Switch",
     "TernGrad",
@@ -110,9 +130,11 @@ __all__ = [
     "Traits",
     "Warmup",
     "Zstd",
+    "anchor_delta",
     "bf16",
     "budget",
     "cst",
+    "dct",
     "decode",
     "describe",
     "dgc",
@@ -126,11 +148,13 @@ __all__ = [
     "ef21w",
     "encode",
     "feedback",
-    "fp8",
+    "fetchsgd",
     "fp16",
     "fp32",
+    "fp8",
     "frozen_adam",
     "gmf",
+    "hadamard",
     "int2",
     "int3",
     "int4",
@@ -141,18 +165,25 @@ __all__ = [
     "layers",
     "natural",
     "parse",
+    "powersgd",
+    "pq",
     "qsgd",
     "randk",
     "rans",
     "require",
+    "rotation",
+    "rows",
     "salient_tokens",
     "scafcom",
     "scallion",
     "sign",
+    "sketch",
     "split_tokens",
     "switch",
+    "tagc",
     "terngrad",
     "topk",
+    "train_codebook",
     "train_dictionary",
     "warmup",
     "warmup_shares",
@@ -168,6 +199,10 @@ CODECS: Mapping[str, Callable[..., Codec]] = {
     "int4": int4,
     "e3m0": e3m0,
     "topk": TopK,
+    "dct": DCT,
+    "rotation": rotation,
+    "hadamard": hadamard,
+    "sketch": Sketch,
     "layers": layers,
     "zstd": zstd,
     "int6": int6,
@@ -184,10 +219,16 @@ CODECS: Mapping[str, Callable[..., Codec]] = {
     "kmeans": kmeans,
     "cst": cst,
     "rans": rans,
+    "rows": rows,
+    "pq": pq,
+    "anchor_delta": anchor_delta,
 }
 
 #: Rounds of several exchanges, by the name they have in expressions.
 STAGED: Mapping[str, Callable[..., Staged]] = {
+    "powersgd": PowerSGD,
+    "fetchsgd": FetchSGD,
+    "tagc": TAGC,
     "budget": budget,
     "switch": Switch,
     "warmup": Warmup,
@@ -204,12 +245,12 @@ _SHOWN = {
     "feedback": "feedback(topk(1/64))",
     "layers": "layers(topk(1/64))",
     "cst": "cst(128)",
+    "anchor_delta": "anchor_delta(128)",
     "budget": "budget(topk(1/256), topk(1/64), topk(1/16))",
     "ef21": "ef21(topk(1/64))",
     "ef21w": "ef21w(topk(1/64), smoothness=(1, 4))",
     "ef21_sgdm": "ef21_sgdm(topk(1/64))",
     "econtrol": "econtrol(topk(1/64))",
-    "diana": "diana(int4(rounding='stochastic'))",
     "switch": "switch(int8, 100, topk(1/64))",
     "warmup": "warmup(topk(1/1000), rounds=500)",
     "dgc": "dgc(topk(1/64))",
@@ -218,6 +259,11 @@ _SHOWN = {
     "scafcom": "scafcom(topk(1/64))",
     "frozen_adam": "frozen_adam(int4)",
     "randk": "randk(1/64)",
+    "rows": "rows(1/8)",
+    "dct": "dct(1/128)",
+    "sketch": "sketch(width=50000)",
+    "fetchsgd": "fetchsgd(0.01, width=50000)",
+    "diana": "diana(int4(rounding='stochastic'))",
 }
 
 

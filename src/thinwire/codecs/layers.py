@@ -174,14 +174,20 @@ class Layers(Codec):
         return iter(pieces)
 
     def contraction(self, n: int) -> float | None:
-        deltas = [codec.contraction(size) for codec, _, size in self._layers(n)]
+        deltas = [codec.contraction(size) for codec, size in self._classes(n)]
         known = [delta for delta in deltas if delta is not None]
         return min(known, default=1.0) if len(known) == len(deltas) else None
 
     def variance(self, n: int) -> float | None:
-        omegas = [codec.variance(size) for codec, _, size in self._layers(n)]
+        omegas = [codec.variance(size) for codec, size in self._classes(n)]
         known = [omega for omega in omegas if omega is not None]
         return max(known, default=0.0) if len(known) == len(omegas) else None
+
+    def _classes(self, n: int) -> tuple[Layer, ...]:
+        """The layers of n elements in all; of a number that is not theirs, its codecs as if each had all."""
+        if sum(size for _, size in self.fitted) == n:
+            return self.fitted
+        return tuple((codec, n) for codec in self.codecs)
 
     def _layers(self, n: int) -> list[tuple[Codec, int, int]]:
         """Codec, first element and number of elements of every layer of n elements in all."""

@@ -8,19 +8,37 @@ from thinwire.method import Method, Phases
 from thinwire.methods.dgc import dgc
 from thinwire.methods.diloco import diloco
 from thinwire.methods.every_step import every_step
+from thinwire.methods.flasc import flasc
 from thinwire.methods.local_sgd import fedavg, local_sgd
+from thinwire.methods.one_bit_adam import one_bit_adam
 from thinwire.methods.post_local_sgd import post_local_sgd
+from thinwire.methods.sign_sgd import sign_sgd
 from thinwire.methods.streaming_diloco import streaming_diloco
 
 #: Every method by the name used in configurations and on the command line.
 METHODS: dict[str, Callable[..., Method | Phases]] = {
     "ddp": every_step,
     "dgc": dgc,
+    "one_bit_adam": one_bit_adam,
+    "sign_sgd": sign_sgd,
     "local_sgd": local_sgd,
     "fedavg": fedavg,
     "post_local_sgd": post_local_sgd,
     "diloco": diloco,
     "streaming": streaming_diloco,
+    "flasc": flasc,
 }
 
-__all__ = ["METHODS", "dgc", "diloco", "every_step", "fedavg", "local_sgd", "post_local_sgd", "streaming_diloco"]
+__all__ = [
+    "METHODS",
+    "dgc",
+    "diloco",
+    "every_step",
+    "fedavg",
+    "flasc",
+    "local_sgd",
+    "post_local_sgd",
+    "streaming_diloco",
+]
+    "METHODS", "dgc", "diloco", "every_step", "fedavg", "local_sgd", "one_bit_adam", "post_local_sgd", "sign_sgd",
+]  # fmt: skip

@@ -17,11 +17,14 @@ Cost    seven passes a round; 12n bytes of memory.
 Source  Tang et al. 2021, arXiv:2102.02888, Alg. 1; freeze at 15 to 25 % of all steps is their advice.
 Differs the biases of m and v are corrected as torch.optim.Adam does, and v's correction is frozen with v, so that the
         step does not jump at the freeze; their code corrects neither.
+Avoid   where gradients still change in size when the variance is frozen, as with short warm-ups; with more layers to
+        come (fine-tuning in stages), v says nothing of them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+import math
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -29,7 +32,6 @@ from torch import Tensor
 from thinwire.codecs.base import Codec, Shapes
 from thinwire.codecs.feedback.base import Feedback, Place, check_codec, zeros
 from thinwire.codecs.feedback.told import check_number, spec_of
-from thinwire.codecs.precision import FP32
 from thinwire.codecs.stages import Staged, Tensors
 from thinwire.codecs.switch import Switch
 from thinwire.errors import ConfigError
@@ -39,42 +41,44 @@ from thinwire.errors import ConfigError
 class FrozenAdam(Feedback):
     """Adam's direction of gradients that are sent exactly, then of a momentum that is not.
 
-    frozen  the codec that writes the momentum after the freeze
-    freeze  rounds at full precision, at least 1
+    codec   switch(fp32, freeze, sign): the variance is frozen where the codec changes; fp32 alone is Adam for ever
     beta1, beta2, eps   Adam's
     """
 
-    frozen: Codec | Staged
-    freeze: int = 1000
+    codec: Codec | Staged
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
-    codec: Codec | Staged = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.freeze, int) or isinstance(self.freeze, bool) or self.freeze < 1:
-            raise ConfigError(
-                f"frozen_adam is to freeze after {self.freeze!r} rounds",
-                expected="a whole number, at least 1: the variance is what was seen until then",
-                mend="15 to 25 % of all steps are usual",
-            )
         mend = "leave it out for Adam's usual one"
         check_number("frozen_adam", "with beta1", self.beta1, at_least=0, below=1, mend=mend)
         check_number("frozen_adam", "with beta2", self.beta2, at_least=0, below=1, mend=mend)
         check_number("frozen_adam", "with eps", self.eps, above=0, mend=mend)
-        check_codec("frozen_adam", self.frozen)
-        object.__setattr__(self, "codec", Switch(FP32(), self.freeze, self.frozen))
+        check_codec("frozen_adam", self.codec)
+        first = self.codec.first if isinstance(self.codec, Switch) else self.codec
+        if not (isinstance(first, Codec) and first.traits.lossless):
+            raise ConfigError(
+                f"frozen_adam around {self.codec.spec}: it loses something before the variance is known",
+                expected="a codec that is lossless at first",
+                mend=f"write frozen_adam(switch(fp32, 1000, {self.codec.spec})), at 15 to 25 % of all steps",
+            )
 
     @property
     def spec(self) -> str:
-        return spec_of("frozen_adam", self.frozen, self)
+        return spec_of("frozen_adam", self.codec, self)
 
     @property
     def accelerates(self) -> bool:
         return True
 
+    @property
+    def freeze(self) -> float:
+        """Rounds after which the variance stays as it is."""
+        return self.codec.rounds if isinstance(self.codec, Switch) else math.inf
+
     def fit(self, shapes: Shapes) -> FrozenAdam:
-        return replace(self, frozen=self.frozen.fit(shapes))
+        return replace(self, codec=self.codec.fit(shapes))
 
     def prepare(self, x: Tensor, own: Tensors, shared: Tensors, place: Place) -> tuple[Tensor, Tensors]:
         if _rounds(shared) < self.freeze:
