@@ -23,7 +23,6 @@ from torch.nn.parallel import DistributedDataParallel
 import thinwire
 from thinwire.train.text import TextOptions
 
-
 WARM_UP_STEPS = 3
 
 

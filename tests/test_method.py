@@ -11,12 +11,13 @@ from thinwire.codecs import ErrorFeedback, ef21, ef21w, fp32, int4, int8, topk, 
 from thinwire.codecs.base import Codec, Traits
 from thinwire.errors import ConfigError
 from thinwire.method import Method, Phases
-from thinwire.methods import METHODS, (, diloco, every_step, fedavg, flasc, local_sgd, post_local_sgd, streaming_diloco
+from thinwire.methods import (
     METHODS,
     dgc,
     diloco,
     every_step,
     fedavg,
+    flasc,
     local_sgd,
     one_bit_adam,
     post_local_sgd,

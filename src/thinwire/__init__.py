@@ -22,11 +22,12 @@ if TYPE_CHECKING:
     from thinwire.links.joining import join
     from thinwire.links.local import Network, run
     from thinwire.method import Method, Phases
-    from thinwire.methods import (, dgc, diloco, every_step, fedavg, flasc, local_sgd, post_local_sgd, streaming_diloco
+    from thinwire.methods import (
         dgc,
         diloco,
         every_step,
         fedavg,
+        flasc,
         local_sgd,
         one_bit_adam,
         post_local_sgd,
@@ -50,12 +51,12 @@ _PLACES = {
     "links.local": ["Network", "run"],
     "links.joining": ["join"],
     "method": ["Method", "Phases"],
-    "methods": ["dgc", "diloco", "every_step", "fedavg", "flasc", "local_sgd", "post_local_sgd", "streaming_diloco"],
     "methods": [
         "dgc",
         "diloco",
         "every_step",
         "fedavg",
+        "flasc",
         "local_sgd",
         "one_bit_adam",
         "post_local_sgd",

@@ -8,12 +8,13 @@ from torch import Tensor, nn
 
 import thinwire
 from small import BATCH, adamw, batch, loss_of, make_model, same, sgd, train
-from thinwire import Network, (, dgc, diloco, every_step, fedavg, flasc, local_sgd, post_local_sgd, streaming_diloco
+from thinwire import (
     Network,
     dgc,
     diloco,
     every_step,
     fedavg,
+    flasc,
     local_sgd,
     one_bit_adam,
     post_local_sgd,

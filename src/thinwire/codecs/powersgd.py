@@ -30,11 +30,11 @@ import torch
 from torch import Tensor
 
 from thinwire.codecs.base import Codec, Shapes
-from thinwire.codecs.blocks import call, dither, unit
+from thinwire.codecs.blocks import call, 
 from thinwire.codecs.precision import fp32
 from thinwire.codecs.stages import Result, Stage, Staged, Stages, Tensors
 from thinwire.errors import ConfigError
-from thinwire.randomness import mix
+from thinwire.randomness import mix, random_bytes
 
 _WORTH = 2  # factors are sent if they are this many times smaller than the matrix
 _PIECE = 1 << 16  # elements of the update computed at once
@@ -131,7 +131,7 @@ class PowerSGD(Staged):
         """The Q of each group, transposed: [count, r, cols]. Rows of zeros, which would stay so, are drawn anew."""
         shapes = [(len(g.starts), self.rank, g.cols) for g in groups]
         count = sum(map(math.prod, shapes))
-        drawn = unit(dither(mix(key, 0), 0, count, device)).sub_(0.5)
+        drawn = random_bytes(mix(key, 0), 2 * count, device).view(torch.int16).float().add_(0.5).mul_(2.0**-16)
         fresh = _cut(drawn, shapes)
         if "q" not in shared or len(shared["q"]) != count:
             return fresh

@@ -11,14 +11,11 @@ Error   unbiased (to 2^-16 of a level, see blocks.dither); the variance is (a/s)
 Size    4 ceil(n/B) bytes of scales a / s; the codes, packed block by block; or at most (N + 1), N and 1 bits an element
         of prefix, tail and sign, N = floor(log2(s + 1)). Normal numbers at s = sqrt(B): 3 bits an element in all.
 Source  Alistarh et al. 2017, arXiv:1610.02132, Sec. 3 and 3.2 (omega there: min(B / s^2, sqrt(B) / s)).
-Differs gamma codes instead of omega codes, as short for small levels, and in streams that are read side by side; one for
-        every level, zeros included (the paper has another code besides, of the distances between others). The rounding
-        is floor(s x_i / a + u) with the sign in it, which has the same distribution.
-Avoid   with norm='l2' and large blocks at few levels: the noise exceeds the vector (omega above 1). Elias codes cost
-        time that a quick link does not repay.
 Differs gamma codes instead of omega codes, as short for small levels, and in streams that are read side by side; one
         for every level, zeros included (the paper has another code besides, of the distances between others). The
         rounding is floor(s x_i / a + u) with the sign in it, which has the same distribution.
+Avoid   with norm='l2' and large blocks at few levels: the noise exceeds the vector (omega above 1). Elias codes cost
+        time that a quick link does not repay.
 """
 
 from __future__ import annotations

@@ -37,8 +37,8 @@ __all__ = [
     "fedavg",
     "flasc",
     "local_sgd",
+    "one_bit_adam",
     "post_local_sgd",
+    "sign_sgd",
     "streaming_diloco",
 ]
-    "METHODS", "dgc", "diloco", "every_step", "fedavg", "local_sgd", "one_bit_adam", "post_local_sgd", "sign_sgd",
-]  # fmt: skip
