@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from thinwire.codecs.base import Codec, Shapes
-from thinwire.codecs.blocks import call, 
+from thinwire.codecs.blocks import call
 from thinwire.codecs.precision import fp32
 from thinwire.codecs.stages import Result, Stage, Staged, Stages, Tensors
 from thinwire.errors import ConfigError
