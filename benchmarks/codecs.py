@@ -1,6 +1,7 @@
 """Every codec: bits, error and cosine on real tensors, speed against a plain copy, memory; beside what else there is.
 
-    python benchmarks/codecs.py [DATA.txt] [--only EXPRESSION ...] [--missing] [--mib 64] [--repeats 9] [--budget 6]
+    python benchmarks/codecs.py [DATA.txt] [--only EXPRESSION ...] [--missing] [--no-speed] [--mib 64] [--repeats 9]
+        [--budget 6]
 
 Real tensors are those of tensors.py. Speed is of a float32 tensor of --mib MiB of normal numbers: in every repeat the
 encoding and the decoding each stand between two `y.copy_(x)` of the same tensor, and the quotient of the times, copy
@@ -10,7 +11,8 @@ Memory is the growth of the process's peak resident set (VmHWM) while it encodes
 included, in a process of its own, over the tensor's size.
 
 A row that is measured goes into results/codecs.json, from which results/codecs.md is written and docs/codecs.md takes
-its speeds. --only measures these rows, --missing those that are not in the file yet.
+its speeds. --only measures these rows, --missing those that are not in the file yet. --no-speed leaves times
+and memory as they are in the file: other work on the machine spoils them, and nothing else.
 """
 
 from __future__ import annotations
@@ -186,7 +188,7 @@ def about(args: argparse.Namespace, skipped: Sequence[str]) -> Row:
     row = {
         "mib": args.mib,
         "repeats": args.repeats,
-        "data": Path(args.data).name,
+        "data": "Python's language reference" if args.data == REFERENCE else Path(args.data).name,
         "date": datetime.date.today().isoformat(),
         "machine": f"{psutil.cpu_count()} processors ({cpu}), {psutil.virtual_memory().total / 2**30:.0f} GiB, "
         f"Linux {platform.release().split('-')[0]}",
@@ -221,6 +223,10 @@ def markdown(told: Mapping[str, Any], rows: Mapping[str, Row]) -> str:
         f"{', '.join(map(str, STEPS))}; normal: a million normal numbers. Error is `||x - C(x)||^2 / ||x||^2`; bits "
         "are an element's, the median over the tensors, without the packet's header.\n",
         _quality_table(rows),
+    ]
+    if not copies:
+        return "\n".join(parts) + "\n"
+    parts += [
         f"\n## Speed\n\n{told['mib']} MiB of normal float32 numbers, {told['repeats']} repeats, fewer where a codec is "
         f"slow: median (lowest to highest) of copy's time over the codec's. A copy took "
         f"{1000 * statistics.median(copies):.1f} ms on one core. Memory: peak growth while encoding, output included, "
@@ -283,6 +289,8 @@ def _escaped(name: str) -> str:
 def measured(name: str, make: Maker, samples: Sequence[Sample], x: Tensor, args: argparse.Namespace) -> Row:
     """A whole row."""
     row = quality(make, samples)
+    if args.no_speed:
+        return row
     for threads in (1, 2):
         torch.set_num_threads(threads)
         row[str(threads)] = {"n": len(x)} | speed(make, x, repeats=args.repeats, budget_s=args.budget)
@@ -301,6 +309,7 @@ def main() -> None:
     parser.add_argument("data", nargs="?", default=REFERENCE)
     parser.add_argument("--only", action="append", metavar="EXPRESSION")
     parser.add_argument("--missing", action="store_true")
+    parser.add_argument("--no-speed", action="store_true")
     parser.add_argument("--mib", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--budget", type=float, default=6.0)
@@ -311,7 +320,8 @@ def main() -> None:
         print(_memory_here(args.memory_of, args.mib))
         return
     file = args.results / "codecs.json"
-    old: dict[str, Row] = json.loads(file.read_text())["rows"] if file.exists() else {}
+    kept = json.loads(file.read_text()) if file.exists() else {"about": {}, "rows": {}}
+    old: dict[str, Row] = kept["rows"]
     makers, skipped = subjects()
     wanted = args.only or [name for name in makers if not (args.missing and name in old)]
     for name in wanted:
@@ -320,22 +330,24 @@ def main() -> None:
     torch.set_num_threads(1)
     normal = torch.empty(1_000_000).normal_(generator=torch.Generator().manual_seed(0))
     samples = [*load(args.data), Sample("normal", 0, normal, ("x",), ((1000, 1000),))]
-    x = _normal(args.mib)
+    x = _normal(0 if args.no_speed else args.mib)
     told = about(args, skipped)
+    if args.no_speed:
+        told |= {part: kept["about"][part] for part in ("mib", "repeats") if part in kept["about"]}
     new: dict[str, Row] = {}
     for name in wanted:
         start = time.perf_counter()
         try:
-            new[name] = measured(name, makers[name], samples, x, args)
+            new[name] = (old.get(name, {}) if args.no_speed else {}) | measured(name, makers[name], samples, x, args)
         except Exception as error:
             if name in expressions():
                 raise
             skipped.append(f"{name} is left out: it does not run here ({type(error).__name__}: {error}).")
-            told = about(args, skipped)
+            told["skipped"] = list(skipped)
             print(skipped[-1])
             continue
-        print(f"{name}: {new[name]['1']['encode']} {new[name]['1']['decode']} "
-              f"in {time.perf_counter() - start:.0f} s", flush=True)  # fmt: skip
+        timed = new[name].get("1", {"encode": "", "decode": ""})
+        print(f"{name}: {timed['encode']} {timed['decode']} in {time.perf_counter() - start:.0f} s", flush=True)
         rows = {each: (old | new)[each] for each in [*makers, *(old.keys() - makers.keys())] if each in old | new}
         args.results.mkdir(parents=True, exist_ok=True)
         file.write_text(_compact(told, rows))

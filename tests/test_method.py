@@ -17,6 +17,7 @@ from thinwire.methods import (
     diloco,
     every_step,
     fedavg,
+    flasc,
     local_sgd,
     one_bit_adam,
     post_local_sgd,
@@ -138,6 +139,7 @@ OTHERS = {
     fedavg: {"every": 7, "codec": int8},
     post_local_sgd: {"switch": 7, "every": 7, "codec": int8},
     diloco: {"every": 7, "outer_lr": 0.3, "momentum": 0.5, "codec": int8},
+    flasc: {"every": 7, "outer_lr": 0.3, "codec": topk(1 / 16)},
     streaming_diloco: {
         "every": 7, "fragments": 3, "overlap": 3, "keep": 0.3, "outer_lr": 0.3, "momentum": 0.5, "codec": int8,
     },

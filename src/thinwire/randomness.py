@@ -31,25 +31,34 @@ def random_bytes(key: int, count: int, device: torch.device | str = "cpu", *, st
     cost     one 32-bit hash (murmur3's finaliser on a counter) for four bytes
     """
     assert start % 4 == 0
-    words = torch.arange(start // 4, start // 4 + (count + 3) // 4, dtype=torch.int32, device=device)
-    low, high = key & 0xFFFFFFFF, key >> 32
-    words.mul_(_signed(0x9E3779B1)).add_(_signed(low))
-    _scramble(words)
-    words.bitwise_xor_(_signed(high))
-    _scramble(words)
+    words = torch.empty((count + 3) // 4, dtype=torch.int32, device=device)
+    fill(words, torch.empty_like(words), key, start=start // 4)
     return words.view(torch.uint8)[:count]
 
 
-def _scramble(words: Tensor) -> None:
+def fill(words: Tensor, spare: Tensor, key: int, *, start: int = 0) -> None:
+    """The same stream into memory that is there, from its word `start` on.
+
+    words, spare  int32 [w]; `spare` is left with any content
+    """
+    torch.arange(start, start + len(words), out=words)
+    low, high = key & 0xFFFFFFFF, key >> 32
+    words.mul_(_signed(0x9E3779B1)).add_(_signed(low))
+    _scramble(words, spare)
+    words.bitwise_xor_(_signed(high))
+    _scramble(words, spare)
+
+
+def _scramble(words: Tensor, spare: Tensor) -> None:
     """murmur3's 32-bit finaliser, in place on int32 words."""
-    words.bitwise_xor_(_shift_right(words, 16)).mul_(_signed(0x85EBCA6B))
-    words.bitwise_xor_(_shift_right(words, 13)).mul_(_signed(0xC2B2AE35))
-    words.bitwise_xor_(_shift_right(words, 16))
+    words.bitwise_xor_(_shift_right(words, 16, spare)).mul_(_signed(0x85EBCA6B))
+    words.bitwise_xor_(_shift_right(words, 13, spare)).mul_(_signed(0xC2B2AE35))
+    words.bitwise_xor_(_shift_right(words, 16, spare))
 
 
-def _shift_right(words: Tensor, bits: int) -> Tensor:
+def _shift_right(words: Tensor, bits: int, spare: Tensor) -> Tensor:
     """Logical shift: int32 shifts are arithmetic in torch, so the sign bits are masked away."""
-    return (words >> bits).bitwise_and_((1 << (32 - bits)) - 1)
+    return torch.bitwise_right_shift(words, bits, out=spare).bitwise_and_((1 << (32 - bits)) - 1)
 
 
 def _signed(word: int) -> int:

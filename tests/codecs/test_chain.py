@@ -69,7 +69,7 @@ def test_what_cannot_be_joined_is_refused_in_three_parts() -> None:
         ConfigError, match=r"int8 \| int4: int8 leaves no float32 values that int4 could write"
     ) as caught:
         int8 | int4
-    assert "topk, fp32" in caught.value.expected
+    assert "topk, dct, rotation, fp32" in caught.value.expected
     assert "put int8 last" in caught.value.mend
     with pytest.raises(ConfigError, match=r"a codec of variable size inside a chain"):
         Chain(topk(1 / 4), e3m0 | zstd)

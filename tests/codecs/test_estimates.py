@@ -20,6 +20,7 @@ from thinwire.codecs import (
     EControl,
     Feedback,
     Staged,
+    diana,
     econtrol,
     ef21,
     ef21_sgdm,
@@ -30,6 +31,7 @@ from thinwire.codecs import (
     int4,
     int8,
     parse,
+    randk,
     topk,
 )
 from thinwire.codecs.base import Shapes
@@ -225,15 +227,13 @@ def test_it_takes_noise_out() -> None:
 
 @pytest.mark.parametrize("eta", [0, 0.0, -0.1, 1.5, math.nan, True, "0.1", None])
 def test_etas_of_momentum_out_of_range_are_refused(eta: object) -> None:
-    said = (
-        f"ef21_sgdm with eta={eta!r}\n  expected  what a new vector weighs in the running mean, above 0 and at most 1"
-    )
+    said = f"ef21_sgdm with eta {eta!r}\n  expected  a number above 0 and at most 1\n  mend      leave it out for 0.1"
     with pytest.raises(ConfigError, match=re.escape(said)):
         ef21_sgdm(topk(1 / 8), eta=eta)  # type: ignore[arg-type]
 
 
 def test_double_is_yes_or_no() -> None:
-    with pytest.raises(ConfigError, match=r"ef21_sgdm with double=2\n  expected  True for a running mean of the runn"):
+    with pytest.raises(ConfigError, match=r"ef21_sgdm with double 2\n  expected  True or False"):
         ef21_sgdm(topk(1 / 8), double=2)  # type: ignore[arg-type]
 
 
@@ -266,9 +266,56 @@ def test_the_rule_for_eta_is_half_the_contraction_and_at_most_a_twentieth() -> N
 
 @pytest.mark.parametrize("eta", [-0.1, 1.5, math.nan, True, "0.1"])
 def test_etas_of_the_residual_out_of_range_are_refused(eta: object) -> None:
-    said = f"econtrol with eta={eta!r}\n  expected  the share of the residual that is sent again, between 0 and 1"
+    said = f"econtrol with eta {eta!r}\n  expected  a number at least 0 and at most 1\n  mend      leave it out"
     with pytest.raises(ConfigError, match=re.escape(said)):
         econtrol(topk(1 / 8), eta=eta)  # type: ignore[arg-type]
+
+
+# DIANA ----------------------------------------------------------------------------------------------------------------
+
+
+def test_diana_on_a_constant_vector_arrives_while_the_codec_alone_stays_noisy() -> None:
+    """The error that is left shrinks by about 1 - alpha a round; randk(1/4) has omega 3, so alpha is 1/4."""
+    x, codec = vectors(2, 40), randk(1 / 4, scaled=True)
+    plain = torch.stack(x).mean(dim=0)
+    group, noisy = Members(diana(codec), 2), Members(feedback(codec, decay=0), 2)
+    assert diana(codec).share_followed(40) == 0.25
+    for _ in range(100):
+        update, alone = group.round(x), noisy.round(x)
+    torch.testing.assert_close(update, plain, rtol=0, atol=100 * 4 * EPS)
+    assert (alone - plain).norm() > 0.5 * plain.norm()
+
+
+def test_dianas_update_is_right_in_the_mean_from_the_first_round_on() -> None:
+    """Over 400 runs of three rounds, up to 5 standard errors."""
+    x, rounds = vectors(1, 24), []
+    for draw in range(400):
+        group = Members(diana(randk(1 / 4, scaled=True)), 1, rounds=1000 * draw)  # other keys
+        rounds.append(torch.stack([group.round(x) for _ in range(3)]))
+    off = torch.stack(rounds).double() - x[0].double()
+    assert (off.mean(dim=0).abs() <= 5 * off.std(dim=0) / math.sqrt(400) + 16 * EPS).all()
+
+
+def test_dianas_alpha_changes_the_result_and_one_without_noise_is_ef21() -> None:
+    codec = int4(rounding="stochastic")
+    assert not same_updates(diana(codec), diana(codec, alpha=0.1))
+    assert same_updates(diana(fp32), ef21(fp32))
+
+
+@pytest.mark.parametrize("alpha", [0, -0.1, 1.5, math.nan, True, "0.1"])
+def test_dianas_alphas_out_of_range_are_refused(alpha: object) -> None:
+    said = f"diana with alpha {alpha!r}\n  expected  a number above 0 and at most 1\n  mend      leave it out for 1 / ("
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        diana(fp32, alpha=alpha)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("codec", [topk(1 / 8), int4], ids=lambda codec: codec.spec)
+def test_diana_refuses_codecs_that_are_not_unbiased(codec: object) -> None:
+    with pytest.raises(ConfigError, match=r"diana around .*: it is not unbiased with a bounded variance"):
+        diana(codec)
+
+
+# EControl around several exchanges ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -324,7 +371,7 @@ def test_expressions(memory: Feedback) -> None:
 def test_expressions_name_what_differs_from_the_default() -> None:
     assert ef21(topk(1 / 64) | int4).spec == "ef21(topk(0.015625) | int4)"
     assert ef21w(int8, [1, 2]).spec == "ef21w(int8, smoothness=(1.0, 2.0))"  # type: ignore[arg-type]
-    assert EF21SGDM(int8).spec == "ef21_sgdm(int8, eta=0.1)"
+    assert EF21SGDM(int8).spec == "ef21_sgdm(int8)"
     assert EF21SGDM(int8, 0.2, True).spec == "ef21_sgdm(int8, eta=0.2, double=True)"
     assert EControl(int8).spec == "econtrol(int8)"
     assert EControl(int8, 0).spec == "econtrol(int8, eta=0)"

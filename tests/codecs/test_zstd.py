@@ -9,8 +9,9 @@ import pytest
 import torch
 import zstandard
 
-from thinwire.codecs import bf16, fp32, int4, int8, parse, topk, zstd
+from thinwire.codecs import Zstd, bf16, fp32, int4, int8, parse, topk, train_dictionary, zstd
 from thinwire.errors import ConfigError, PacketError
+from varying import Nonzero
 
 X = torch.randn(4096, generator=torch.Generator().manual_seed(0))
 
@@ -92,3 +93,71 @@ def test_a_frame_that_claims_to_be_huge_is_not_opened() -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1 << 20
+
+
+def test_what_it_cannot_squeeze_stays_as_it_is() -> None:
+    """Inside the frame, for a dozen bytes: no need of a tag of ours."""
+    noise = torch.randint(-127, 128, (5000,), generator=torch.Generator().manual_seed(0), dtype=torch.int8)
+    for size in (1, 40, 5000):
+        assert (int8 | zstd).encode(noise[:size].float(), 0)["code"].numel() <= size + 14
+
+
+@pytest.mark.parametrize("n", [0, 1, 5, 4096])
+def test_a_left_side_of_varying_size_is_squeezed_too(n: int) -> None:
+    x = X[:n].round()
+    codec = Zstd(Nonzero())
+    fields = codec.encode(x, 0)
+    assert torch.equal(codec.decode(fields, n, 0), x)
+    assert all(len(fields[name]) <= size for name, (_, size) in codec.layout(n).items())
+    zeros = codec.encode(torch.zeros(n), 0)
+    assert [len(field) for field in zeros.values()] == [0, 0]
+    assert torch.equal(codec.decode(zeros, n, 0), torch.zeros(n))
+
+
+@pytest.mark.parametrize("size", [0, 3, 20])
+def test_a_varying_size_is_held_against_what_may_come(size: int) -> None:
+    codec, index = Zstd(Nonzero()), torch.zeros(0, dtype=torch.uint8)
+    with pytest.raises(PacketError, match="its zstd frame is not one of up to 16 bytes"):
+        codec.decode({"value": _frame(bytes(size)), "index": index}, 4, 0)
+
+
+def _updates(count: int) -> list[torch.Tensor]:
+    """Vectors that have a pattern in common and differ in the rest."""
+    g = torch.Generator().manual_seed(1)
+    pattern = torch.randn(300, generator=g)
+    return [torch.cat([pattern, torch.randn(20, generator=g)]) for _ in range(count)]
+
+
+def test_a_dictionary_saves_what_fields_have_in_common() -> None:
+    *known, new = _updates(200)
+    codec = bf16 | zstd(dictionary=train_dictionary([bf16.encode(x, 0) for x in known], 2048))
+    fields = codec.encode(new, 0)
+    assert _size(fields) < 0.6 * _size((bf16 | zstd).encode(new, 0))
+    assert torch.equal(codec.decode(fields, len(new), 0), bf16.decode(bf16.encode(new, 0), len(new), 0))
+    with pytest.raises(PacketError, match="field 'value': "):
+        (bf16 | zstd).decode(fields, len(new), 0)
+
+
+def test_members_with_other_dictionaries_are_told_apart_by_their_expression() -> None:
+    a, b = zstd(dictionary=b"what updates have in common"), zstd(dictionary=b"something else")
+    assert re.fullmatch(r"fp32 \| zstd\(dictionary='[0-9a-f]{16}'\)", a.spec)
+    assert a.spec != b.spec
+    assert a != b
+    assert a == zstd(dictionary=b"what updates have in common")
+    assert a(9).dictionary == a.dictionary
+
+
+def test_an_expression_cannot_hold_a_dictionary_and_says_how_to_give_one() -> None:
+    spec = (int8 | zstd(dictionary=b"what updates have in common")).spec
+    with pytest.raises(
+        ConfigError,
+        match=r"(?s)zstd is given the dictionary '[0-9a-f]{16}'.*mend +build the codec in Python.*read_bytes",
+    ):
+        parse(spec)
+
+
+def test_too_little_to_learn_a_dictionary_from_is_said() -> None:
+    with pytest.raises(
+        ConfigError, match=r"(?s)a dictionary of 16384 bytes from 1 fields: .*mend +encode more vectors"
+    ):
+        train_dictionary([{"value": torch.zeros(4)}])

@@ -20,6 +20,8 @@ KEY = 5
 #: The vector of the golden vectors in tests/codecs, and a longer one for the chain.
 SHORT = torch.tensor([7, -7, 3.5, -3.4, 0, 1, -1, 0.49])
 LONG = torch.cat([SHORT * scale for scale in (1.0, -0.5, 0.25, 2.0, 0.0, 1e-3, 1e3, 0.75)])
+#: Long enough that a table of frequencies pays.
+REPEATED = LONG.repeat(8)
 
 #: Codec packets: file name -> (expression, vector).
 ENCODED: dict[str, tuple[str, torch.Tensor]] = {
@@ -35,6 +37,10 @@ ENCODED: dict[str, tuple[str, torch.Tensor]] = {
     "e3m0": ("e3m0(block=8)", SHORT),
     "e2m0": ("e2m0(block=8)", SHORT),
     "e4m0": ("e4m0(block=8)", LONG),
+    "dct-int8": ("dct(1/8) | int8", LONG),
+    "rotation-int4": ("rotation(block=64) | int4(block=32)", LONG),
+    "hadamard": ("hadamard(bits=3, block=64, rounds=2)", LONG[:62]),
+    "sketch": ("sketch(width=8, rows=3)", LONG),
     "topk-int4-zstd": ("topk(1/4, index='int32') | int4(block=8) | zstd", LONG),
     "empty": ("topk(1/4, index='int32') | e3m0", torch.zeros(0)),
     "topk": ("topk(1/16)", LONG),
@@ -53,6 +59,13 @@ ENCODED: dict[str, tuple[str, torch.Tensor]] = {
     "terngrad-trits": ("terngrad(block=12, clip=2.5, code='trits')", LONG),
     "sign": ("sign(block=8)", SHORT),
     "sign-two-means": ("sign(block=8, scale='two-means')", LONG),
+    "topk-kmeans": ("topk(1/2) | kmeans(3)", LONG),
+    "cst": ("cst(channels=6, bits=2)", LONG),
+    "anchor-delta": ("anchor_delta(channels=3, layers=2, group=4)", LONG),
+    "pq": ("pq(length=4, size=16, stages=2, block=16)", LONG),
+    "int8-rans": ("int8 | rans(segment=100)", REPEATED),
+    "rows": ("rows(1/4, width=4)", LONG),
+    "rows-sampled": ("rows(1/4, width=4, sampled=True)", LONG),
 }
 
 

@@ -14,6 +14,7 @@ from thinwire import (
     diloco,
     every_step,
     fedavg,
+    flasc,
     local_sgd,
     one_bit_adam,
     post_local_sgd,
@@ -21,7 +22,7 @@ from thinwire import (
     streaming_diloco,
 )
 from thinwire.aggregators import Median, TrimmedMean, WeightedMean
-from thinwire.codecs import ErrorFeedback, fp32, int4, int8, topk, zstd
+from thinwire.codecs import ErrorFeedback, fp32, int4, int8, randk, rows, topk, zstd
 from thinwire.links.local import alone, run
 from thinwire.method import Method, Phases
 from thinwire.outer import SGD, Adam, Average, Mix, Nesterov, Rebase
@@ -49,6 +50,9 @@ METHODS = {
     "streaming": streaming_diloco(every=4, fragments=2, overlap=1),
     "streaming deep": streaming_diloco(every=6, fragments=3, overlap=4, codec=int8()),
     "streaming rebase": streaming_diloco(every=4, fragments=2, overlap=2).but(outer=Rebase(Nesterov(0.4, 0.9))),
+    "flasc": flasc(every=3),
+    "diloco randk": diloco(every=3, codec=randk(1 / 4)),
+    "diloco rows": diloco(every=3, codec=rows(1 / 4, width=8) | int8()),
     "islands": diloco(every=3, codec=int8()).but(topology=Islands(2)),
     "islands within islands": diloco(every=3).but(topology=Islands(2, between=Islands(2))),
     "pairs": local_sgd(every=2).but(topology=RandomPairs()),
@@ -219,6 +223,49 @@ def test_fp32_is_no_codec_and_diloco_is_its_algorithm_box():
             for p, a in zip(model.parameters(), anchor, strict=True):
                 p.data.copy_(a)
     assert same(ours[2].live, anchor)
+
+
+def test_flasc_is_its_algorithm_box():
+    """Against the rule in plain torch: the largest of all layers together, dropped entries forgotten. To the bit."""
+    members, every, steps = 4, 3, 9
+    ours = of_all(flasc(every=every), members=members, steps=steps)
+    models = [make_model() for _ in range(members)]
+    inner = [adamw(model) for model in models]
+    anchor = nn.utils.parameters_to_vector(models[0].parameters()).detach().clone()
+    outer = torch.optim.Adam([anchor], lr=0.005, betas=(0.9, 0.999), eps=1e-8)
+    for first in range(0, steps, every):
+        deltas = []
+        for rank in range(members):
+            _steps(models[rank], inner[rank], rank, range(first, first + every))
+            delta = anchor - nn.utils.parameters_to_vector(models[rank].parameters()).detach()
+            kept = delta.abs().topk(-(-len(delta) // 4)).indices
+            deltas.append(torch.zeros_like(delta).index_copy(0, kept, delta[kept]))
+        anchor.grad = (((deltas[0] + deltas[1]) + deltas[2]) + deltas[3]) / members
+        outer.step()
+        for model in models:
+            nn.utils.vector_to_parameters(anchor.clone(), model.parameters())
+    assert torch.equal(torch.cat([p.view(-1) for p in ours[2].live]), anchor)
+
+
+def test_flasc_at_full_density_is_diloco_with_adam_outside():
+    a = of_all(flasc(every=3, codec=topk(1)))
+    b = of_all(diloco(every=3).but(outer=Adam(0.005, betas=(0.9, 0.999), eps=1e-8)))
+    assert same(a[0].live, b[0].live)
+
+
+def test_flasc_forgets_unless_it_is_told_to_remember():
+    method = flasc(codec=topk(1 / 8) | int8())
+    assert method.codec == ErrorFeedback(topk(1 / 8) | int8(), decay=0)
+    assert flasc(codec=ErrorFeedback(topk(1 / 8))).codec == ErrorFeedback(topk(1 / 8))
+    assert flasc(codec=int8()).codec == int8()
+    remembering = of_all(flasc(every=2, codec=ErrorFeedback(topk(1 / 4))))
+    assert not same(remembering[0].live, of_all(flasc(every=2))[0].live)
+
+
+def test_random_coordinates_are_added_as_they_are():
+    """randk is linear: its values are all-reduced, and members send a fraction of what they would without it."""
+    sent = [of_all(every_step(codec=codec), steps=4)[0].sent_bytes for codec in (randk(1 / 8), fp32)]
+    assert sent[0] < sent[1]
 
 
 def test_islands_of_one_are_everyone():

@@ -17,7 +17,7 @@ from small import same
 from thinwire.links.joining import join
 from thinwire.links.torch import time_limit_s
 
-MEMBER = Path(__file__).with_name("member.py")
+TESTS = Path(__file__).parents[1]
 
 
 def free_port() -> int:
@@ -26,13 +26,15 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def members(task: str, out: Path, world: int = 3, *, expect: dict[int, int] | None = None) -> tuple[list, list[str]]:
-    """Run a task of member.py on `world` processes; what each returned, and what each said."""
+def members(
+    task: str, out: Path, world: int = 3, *, program: str = "links/member.py", expect: dict[int, int] | None = None
+) -> tuple[list, list[str]]:
+    """Run a task of a program on `world` processes; what each returned, and what each said."""
     port = free_port()
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     running = [
         subprocess.Popen(
-            [sys.executable, str(MEMBER), task, str(out), str(rank), str(world), str(port)],
+            [sys.executable, str(TESTS / program), task, str(out), str(rank), str(world), str(port)],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
         )
         for rank in range(world)

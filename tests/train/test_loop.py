@@ -30,6 +30,7 @@ OPTIONS = {
     "post_local_sgd": {"switch": 8, "every": 4},
     "diloco": {"every": 4, "codec": "int4"},
     "streaming": {"every": 4, "fragments": 2, "overlap": 1},
+    "flasc": {"every": 4},
 }
 
 

@@ -5,8 +5,8 @@
 Values are bytes and weights errors, or the other way round.
 Source  the dynamic programme over a limit in 10,000 equal steps is that of Alimohammadi et al. 2022, arXiv:2210.17357
         (L-GreCo), weights rounded up.
-Differs options that alone exceed the limit are left out, not counted as if they just met it; rounding down is tried too,
-        and taken where it keeps to the limit.
+Differs options that alone exceed the limit are left out, not counted as if they just met it; rounding down is tried
+        too, and taken where it keeps to the limit.
 """
 
 from __future__ import annotations

@@ -27,8 +27,8 @@ class Traits:
 
     lossless        decode(encode(x)) equals x to the bit
     unbiased        the mean of decode(encode(x, key)) over keys is x
-    linear          its one field is a float32 vector, linear in x, and sums of such fields decode to the sum:
-                    a plain all-reduce carries it
+    linear          its one field is a float32 vector, linear in x to float32 rounding, so that the members' fields add
+                    up to the field of their sum: a plain all-reduce carries it
     summable        `add` joins what several members wrote without decoding it, and the sum decodes to the sum of what
                     each wrote, exactly: a reduce-scatter of packets carries it
     fixed_size      `layout` is exact; otherwise it is an upper bound
@@ -50,9 +50,11 @@ class Codec(ABC):
     """How a vector is written. Subclasses are final and frozen dataclasses."""
 
     #: Name of the float32 field that a later codec in a chain may encode in its turn; None if there is none. The field
-    #: holds elements of x as they are, and `decode` puts them back and zeros elsewhere: that is why a chain's bounds
-    #: multiply (chain.py).
+    #: holds coordinates of x in an orthonormal basis (elements as they are, or cosine coefficients), all times one
+    #: constant; `decode` takes zeros for those not kept. That is why a chain's bounds multiply (chain.py).
     values: str | None = None
+    #: Whether it is a lossless stage around another codec's bytes; a second one after it is refused.
+    squeezes: bool = False
 
     @property
     @abstractmethod

@@ -13,8 +13,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from thinwire.codecs.memory import Scratch
 from thinwire.errors import ConfigError, PacketError
-from thinwire.randomness import random_bytes
+from thinwire.randomness import fill
 
 Rounding = Literal["nearest", "stochastic"]
 
@@ -26,7 +27,9 @@ HUGE = torch.finfo(torch.float32).max
 #: Taken off every claimed contraction: float32 rounding of quotients of up to 127 moves a boundary by 2^-16 of a step.
 SLACK = 2.0**-13
 
-_PIECE = {"cpu": 1 << 18}  # elements; other devices are fed larger ones, for them a call costs more than memory
+_BELOW_TINY = TINY * (1 - 2.0**-24)  # the next smaller float32
+
+_PIECE = {"cpu": 1 << 19}  # elements; other devices are fed larger ones, for them a call costs more than memory
 _OTHER_PIECE = 1 << 26
 
 
@@ -65,29 +68,42 @@ def pieces(n: int, block: int, device: torch.device) -> Iterator[tuple[int, int,
         yield whole, n, n - whole
 
 
-def dither(key: int, start: int, stop: int, device: torch.device) -> Tensor:
-    """Uniform numbers of 16 bits for elements [start, stop), start even.  int16 [stop - start]
+def flushed(largest: Tensor) -> Tensor:
+    """In place: zero for blocks whose largest magnitude is below `TINY`."""
+    return torch.threshold_(largest, _BELOW_TINY, 0.0)
+
+
+def divisor(scale: Tensor) -> Tensor:
+    """What the rows of blocks are divided by, [r, 1]: their scale, and infinity for 0, so that all becomes zero."""
+    return torch.threshold(scale, 0.0, torch.inf).unsqueeze(1)
+
+
+def dither(key: int, start: int, shape: torch.Size, scratch: Scratch) -> Tensor:
+    """Uniform numbers of 16 bits for the elements from `start` on, start even.  int16 [rows, width] = `shape`
 
     A v stands for u = (v + 2^15 + 1/2) / 2^16, in (0, 1).
 
     Sixteen bits, not eight: an element of less than 2^-9 of a step would never be sent under an 8-bit u, however
     many rounds it stayed there. This way the mean over keys is off by at most 2^-16 of a step.
     """
-    return random_bytes(key, 2 * (stop - start), device, start=2 * start).view(torch.int16)
+    count = shape[0] * shape[1]
+    words, spare = (scratch(name, ((count + 1) // 2,), torch.int32) for name in ("random", "spare"))
+    fill(words, spare, key, start=start // 2)
+    return words.view(torch.int16)[:count].view(shape)
 
 
-def unit(v: Tensor) -> Tensor:
+def unit(v: Tensor, scratch: Scratch) -> Tensor:
     """The u that dither's v stands for; float32, exact."""
-    return v.float().mul_(2.0**-16).add_(0.5 + 2.0**-17)
+    return scratch("u", v.shape).copy_(v).mul_(2.0**-16).add_(0.5 + 2.0**-17)
 
 
-def carry(v: Tensor) -> Tensor:
+def carry(v: Tensor, scratch: Scratch) -> Tensor:
     """The u that dither's v stands for, times 2^23; int32.
 
     Added to a float's bits it carries into the exponent with probability mantissa / 2^23: of the two powers of two
     beside a number, the mean of what is chosen is the number.
     """
-    return (v.int() + (1 << 15)).mul_(128).add_(64)
+    return scratch("carry", v.shape, torch.int32).copy_(v).add_(1 << 15).mul_(128).add_(64)
 
 
 def sums(rows: Tensor) -> Tensor:

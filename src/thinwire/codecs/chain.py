@@ -4,8 +4,9 @@
 
 `first | then` builds it. The fields of `then` carry the name of the field they stand for: "value.code".
 
-Error   `first` keeps some elements and drops the others (see Codec.values), and `then` errs on those kept alone, so
-        the two errors do not overlap: delta = delta_1 delta_2; and omega = omega_1 + omega_2 + omega_1 omega_2.
+Error   `first` keeps some coordinates of an orthonormal basis and drops the others (see Codec.values), and `then`
+        errs on those kept alone, so the two errors are at right angles: delta = delta_1 delta_2; and
+        omega = omega_1 + omega_2 + omega_1 omega_2.
 Size    first's without the values, and then's of as many elements as there were values.
 Source  Basu et al. 2019, arXiv:1906.02367 (quantisers composed with top-k).
 """
@@ -40,7 +41,7 @@ class Chain(Codec):
         if self.first.values is None:
             raise ConfigError(
                 f"{self.spec}: {self.first.spec} leaves no float32 values that {self.then.spec} could write",
-                expected="on the left of | a codec that selects values and leaves them as they are: topk, fp32",
+                expected="on the left of | a codec that leaves values to be written: topk, dct, rotation, fp32",
                 mend=f"take one of the two, or put {self.first.spec} last",
             )
         if not self.then.traits.fixed_size:

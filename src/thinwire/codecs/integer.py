@@ -20,7 +20,8 @@ Error   nearest: |x_i - C(x)_i| <= s/2, so that ||x - C(x)||^2 <= e ||x||^2 with
         was there (B >= 2 M^2 claims nothing and goes into no error memory). It is for what is far from zero.
         stochastic: unbiased (to 2^-16 of a step, see blocks.dither); variance <= s^2/4 an element: omega = e. There
         zero has a step less, M = 2^b - 2, so that no end is cut.
-        A block whose largest magnitude (minmax: whose spread) is below 2^-120 decodes to zeros (to its centre).
+        A block whose largest magnitude (other grids: half of whose spread) is below 2^-120 decodes to zeros (minmax: to
+        its centre).
 Size    per block 4 bytes of scale, 4 of centre (minmax), 1 of zero (zero); b bits a code, packed block by block.
 Source  Dettmers 2015, arXiv:1511.04561 (8 bits); Dettmers et al. 2021, arXiv:2110.02861 (blockwise absmax);
         stochastic rounding as in Alistarh et al. 2017, arXiv:1610.02132, with the block's maximum as its norm; minmax
@@ -47,6 +48,8 @@ from thinwire.codecs.blocks import (
     check_options,
     contraction,
     dither,
+    divisor,
+    flushed,
     num_blocks,
     pieces,
     require_scales,
@@ -129,7 +132,6 @@ class Integer(Codec):
     def encode(self, x: Tensor, key: int) -> Fields:
         n, device = len(x), x.device
         fields, scratch = fresh(self.layout(n), device), Scratch(device)
-        code = fields["code"].view(torch.uint8)
         for start, stop, width in pieces(n, self.block, device):
             rows = x[start:stop].reshape(-1, width)  # [r, B]
             work = scratch("work", rows.shape)
@@ -138,14 +140,20 @@ class Integer(Codec):
                 fields[name][start // self.block :][: len(rows)] = values
             if self.grid == "minmax":
                 rows = torch.sub(rows, grid["centre"].unsqueeze(1), out=work)
-            torch.div(rows, grid["scale"].masked_fill(grid["scale"] == 0, torch.inf).unsqueeze(1), out=work)
+            torch.div(rows, divisor(grid["scale"]), out=work)
             if self.grid != "symmetric":
                 work.add_(self._zero(grid))
-            self._round(work, dither(key, start, stop, device) if self.rounding == "stochastic" else None)
-            codes = scratch("code", rows.shape, torch.int8).copy_(work)
-            if self.bits < 8:
-                codes.add_(self._offset)
-            pack(codes.view(torch.uint8), code, (start, n), self.block, self.bits, self._offset, scratch)
+            if self.rounding == "stochastic":
+                work.add_(unit(dither(key, start, work.shape, scratch), scratch)).floor_()
+            else:
+                work.round_()  # half to even
+            if self.rounding == "stochastic" or self.grid != "symmetric":
+                work.clamp_(self._lowest, self._offset - 1)
+            if self.bits == 8:
+                fields["code"][start:stop].view_as(work).copy_(work)
+            else:
+                codes = scratch("code", rows.shape, torch.int8).copy_(work).add_(self._offset).view(torch.uint8)
+                pack(codes, fields["code"], (start, n), self.block, self.bits, self._offset, scratch)
         return fields
 
     def _fit(self, rows: Tensor, work: Tensor) -> dict[str, Tensor]:
@@ -154,32 +162,23 @@ class Integer(Codec):
         limit = (1 - 2.0**-22) * HUGE
         if self.grid == "symmetric":
             largest = torch.abs(rows, out=work).amax(dim=1).clamp_(max=limit)
-            return {"scale": _divided(largest, self._steps / 2).masked_fill_(largest < TINY, 0.0)}
+            return {"scale": _divided(flushed(largest), self._steps / 2)}
         low, high = (0.5 * end.clamp_(-limit, limit) for end in (rows.amin(dim=1), rows.amax(dim=1)))
         if self.grid == "zero":
             low.clamp_(max=0)
             high.clamp_(min=0)
         spread = high - low  # halves all three, which the sum of the whole ones might not be: finite
-        scale = _divided(spread, self._steps / 2).masked_fill_(spread < TINY / 2, 0.0)
+        scale = _divided(flushed(spread), self._steps / 2)
         if self.grid == "minmax":
             centre = high + low
             return {"scale": scale, "centre": centre.masked_fill_(centre.abs() < TINY, 0.0)}
-        below = torch.div(-2 * low, scale.masked_fill(scale == 0, torch.inf))
+        below = torch.div(-2 * low, divisor(scale).squeeze(1))
         below = below.round_() if self.rounding == "nearest" else below.ceil_()
         return {"scale": scale, "zero": below.clamp_(max=self._steps).sub_(self._offset).to(torch.int8)}
 
     def _zero(self, grid: Fields) -> Tensor | float:
         """z of a piece, [r, 1] or one for all."""
         return grid["zero"].unsqueeze(1).float() if self.grid == "zero" else -0.5
-
-    def _round(self, quotient: Tensor, v: Tensor | None) -> None:
-        """In place; v is this piece's dither, None for nearest."""
-        if v is None:
-            quotient.round_()  # half to even
-        else:
-            quotient.add_(unit(v).view_as(quotient)).floor_()
-        if v is not None or self.grid != "symmetric":
-            quotient.clamp_(self._lowest, self._offset - 1)
 
     def decode(self, fields: Fields, n: int, key: int) -> Tensor:
         require(fields, self.layout(n))

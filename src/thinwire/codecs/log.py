@@ -37,6 +37,7 @@ from thinwire.codecs.blocks import (
     check_options,
     contraction,
     dither,
+    divisor,
     num_blocks,
     pieces,
     require_scales,
@@ -100,13 +101,13 @@ class Log(Codec):
         n, device, bits = len(x), x.device, self._bits
         fields, scratch = fresh(self.layout(n), device), Scratch(device)
         for start, stop, width in pieces(n, self.block, device):
-            v = dither(key, start, stop, device).view(-1, width) if self.rounding == "stochastic" else None
             rows = x[start:stop].reshape(-1, width)  # [r, B]
+            v = dither(key, start, rows.shape, scratch) if self.rounding == "stochastic" else None
             ratio = torch.abs(rows, out=scratch("ratio", rows.shape))
             largest = ratio.amax(dim=1)  # [r]
             largest.masked_fill_(largest < self._tiny, 0.0)
             fields["scale"][start // self.block :][: len(largest)] = largest
-            ratio.div_(largest.masked_fill(largest == 0, torch.inf).unsqueeze(1))
+            ratio.div_(divisor(largest))
             codes = self._codes(rows, ratio, v, scratch)
             pack(codes, fields["code"], (start, n), self.block, bits, 0, scratch)
         return fields
@@ -122,9 +123,9 @@ class Log(Codec):
         # below 1.
         level = torch.mul(ratio, 2.0 ** (top if v is None else top - 1), out=scratch("level", ratio.shape))
         if v is not None:
-            level.add_(unit(v))
+            level.add_(unit(v, scratch))
         some = scratch("some", ratio.shape, torch.int8).copy_(level.clamp_(max=1))
-        half = 1 << 22 if v is None else carry(v)
+        half = 1 << 22 if v is None else carry(v, scratch)
         exponent = ratio.view(torch.int32).add_(half).bitwise_right_shift_(23).sub_(127 - top).clamp_(1, top)
         code = scratch("code", ratio.shape, torch.int8).copy_(exponent)
         negative = torch.lt(x, 0, out=scratch("negative", x.shape, torch.bool)).view(torch.int8)

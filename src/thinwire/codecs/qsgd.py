@@ -7,13 +7,15 @@
 
 Error   unbiased (to 2^-16 of a level, see blocks.dither); the variance is (a/s)^2 sum_i p_i (1 - p_i), with p_i the
         fraction of s |x_i| / a: omega = min(B / (4 s^2), sqrt(B) / s).
-        A block whose largest magnitude is below 2^-120 decodes to zeros.
+        A block whose norm is below 2^-120 decodes to zeros.
 Size    4 ceil(n/B) bytes of scales a / s; the codes, packed block by block; or at most (N + 1), N and 1 bits an element
         of prefix, tail and sign, N = floor(log2(s + 1)). Normal numbers at s = sqrt(B): 3 bits an element in all.
 Source  Alistarh et al. 2017, arXiv:1610.02132, Sec. 3 and 3.2 (omega there: min(B / s^2, sqrt(B) / s)).
-Differs gamma codes instead of omega codes, as short for small levels, and in streams that are read side by side; one for
-        every level, zeros included (the paper has another code besides, of the distances between others). The rounding
-        is floor(s x_i / a + u) with the sign in it, which has the same distribution.
+Differs gamma codes instead of omega codes, as short for small levels, and in streams that are read side by side; one
+        for every level, zeros included (the paper has another code besides, of the distances between others). The
+        rounding is floor(s x_i / a + u) with the sign in it, which has the same distribution.
+Avoid   with norm='l2' and large blocks at few levels: the noise exceeds the vector (omega above 1). Elias codes cost
+        time that a quick link does not repay.
 """
 
 from __future__ import annotations
@@ -30,10 +32,11 @@ from thinwire.codecs.base import Codec, Traits, require
 from thinwire.codecs.bits import pack, packed_bytes, row_multiple, unpack
 from thinwire.codecs.blocks import (
     HUGE,
-    TINY,
     call,
     check_options,
     dither,
+    divisor,
+    flushed,
     num_blocks,
     pieces,
     require_scales,
@@ -129,9 +132,8 @@ class QSGD(Codec):
             work = scratch("work", rows.shape)
             scale = self._scales(rows, work)  # [r]
             scales[start // self.block :][: len(scale)] = scale
-            torch.div(rows, scale.masked_fill(scale == 0, torch.inf).unsqueeze(1), out=work)
-            u = unit(dither(key, start, stop, device)).view_as(work)
-            work.add_(u).floor_().clamp_(-self.levels, self.levels)
+            torch.div(rows, divisor(scale), out=work)
+            work.add_(unit(dither(key, start, work.shape, scratch), scratch)).floor_().clamp_(-self.levels, self.levels)
             levels = scratch("levels", rows.shape, torch.int8).copy_(work)
             if self.code == "elias":
                 codes[start:stop].view(torch.int8).copy_(levels.view(-1))
@@ -147,9 +149,8 @@ class QSGD(Codec):
         """a / s of each block, [r]; `work` is overwritten."""
         norm = torch.abs(rows, out=work).amax(dim=1)
         if self.norm == "l2":
-            some = norm.masked_fill(norm == 0, torch.inf)
-            norm *= sums(work.div_(some.unsqueeze(1)).square_()).sqrt_()  # squares of what is at most 1: all finite
-        norm.clamp_(max=(1 - 2.0**-22) * HUGE).masked_fill_(norm < TINY, 0.0)
+            norm *= sums(work.div_(divisor(norm)).square_()).sqrt_()  # squares of what is at most 1: all finite
+        flushed(norm).clamp_(max=(1 - 2.0**-22) * HUGE)
         return norm.div_(torch.full_like(norm, self.levels))  # by a tensor: see Integer
 
     def decode(self, fields: Fields, n: int, key: int) -> Tensor:

@@ -16,6 +16,8 @@ Source  Stich, Cordonnier & Jaggi 2018, arXiv:1809.07599, Def. 2.1 (rand-k); Kon
         (random masks from a seed).
 Differs they draw among all sets of k entries; ours are one in each stratum. The bounds need the probability of single
         entries alone, and that is the same. Every layer has its share in every round, and nothing need be sorted.
+Avoid   where a few entries hold most of the vector, as in gradients: topk keeps far more of it in the same values. And
+        scaled inside error feedback, which an omega above 1 makes diverge.
 """
 
 from __future__ import annotations
@@ -96,7 +98,7 @@ class RandK(Codec):
         return None if self.scaled else self._kept(n)
 
     def variance(self, n: int) -> float | None:
-        return 1 / self._kept(n) - 1 if self.scaled else None
+        return (1 + 2.0**-22) / self._kept(n) - 1 if self.scaled else None  # n/k is rounded to float32
 
     def _kept(self, n: int) -> float:
         """k/n."""

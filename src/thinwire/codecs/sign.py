@@ -13,6 +13,7 @@ Source  Karimireddy et al. 2019, arXiv:1901.09847, Alg. 2 (mean, there over a la
         stochastic gradient descent" (two means); Bernstein et al. 2018, arXiv:1802.04434 (signs alone).
 Differs a magnitude a block, not a layer. The scale ||x|| / sqrt(B) of 1-bit Adam's code is not offered: its error,
         2 (1 - rho) ||x||^2, exceeds ||x||^2 where rho < 1/2, and then error feedback diverges.
+Avoid   without error feedback, and for embeddings and other sparse gradients: no zero decodes to zero.
 """
 
 from __future__ import annotations

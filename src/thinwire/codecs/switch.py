@@ -6,10 +6,12 @@
 With a final share of 0.1 % and five stages a warm-up sends 31.6 %, 10 %, 3.2 %, 1 % and 0.32 %.
 
 State   the number of committed rounds, alike on all members; what `B` remembers, if it does.
-Size    that of the codec in force.
+Error   that of the codec in force.
+Size    likewise.
 Source  Lin et al. 2018 (DGC), arXiv:1712.01887, sec. 3.3: the large changes of the first epochs want more to be
         sent.
 Differs stages are counted in rounds, not in epochs. A round that was skipped is not counted.
+Avoid   in short runs: rounds, not steps, are counted, and a switch that never comes is the first codec alone.
 """
 
 from __future__ import annotations

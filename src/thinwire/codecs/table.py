@@ -110,7 +110,7 @@ def _rounded_down(delta: float) -> str:
 
 
 def _speed(row: Mapping[str, Any] | None) -> str:
-    if row is None:
+    if row is None or "1" not in row:
         return "not measured"
     timed = row["1"]
     encode, decode = timed["encode"][0], timed["decode"][0]

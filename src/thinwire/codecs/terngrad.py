@@ -13,6 +13,8 @@ Error   without clip: unbiased (to 2^-16 of m, see blocks.dither); the variance 
 Size    4 ceil(n/B) bytes of m; a quarter of a byte or a fifth an element, packed block by block.
 Source  Wen et al. 2017, arXiv:1705.07878, eq. 1-3 and Sec. 3.3 (clip = 2.5 there).
 Differs a maximum a block, not a layer: the variance grows with the largest over the mean. No maximum shared by members.
+Avoid   with few members: one round's noise is larger than the vector, and only the mean over many is of use. Not in
+        error feedback, which wants a contraction.
 """
 
 from __future__ import annotations
@@ -28,10 +30,11 @@ from thinwire.codecs.base import Codec, Traits, require
 from thinwire.codecs.bits import pack, packed_bytes, unpack
 from thinwire.codecs.blocks import (
     HUGE,
-    TINY,
     call,
     check_options,
     dither,
+    divisor,
+    flushed,
     num_blocks,
     pieces,
     require_scales,
@@ -110,14 +113,12 @@ class TernGrad(Codec):
         for start, stop, width in pieces(n, self.block, device):
             rows = x[start:stop].reshape(-1, width)  # [r, B]
             work = scratch("work", rows.shape)
-            largest = torch.abs(rows, out=work).amax(dim=1)  # [r]
-            largest.masked_fill_(largest < TINY, 0.0)
-            torch.div(rows, largest.masked_fill(largest == 0, torch.inf).unsqueeze(1), out=work)
+            largest = flushed(torch.abs(rows, out=work).amax(dim=1))  # [r]
+            torch.div(rows, divisor(largest), out=work)
             if self.clip:
                 largest *= self._cut(work, scratch("squares", rows.shape))
             fields["scale"][start // self.block :][: len(rows)] = largest
-            u = unit(dither(key, start, stop, device)).view_as(work)
-            work.add_(u).floor_().clamp_(-1, 1).add_(1)
+            work.add_(unit(dither(key, start, work.shape, scratch), scratch)).floor_().clamp_(-1, 1).add_(1)
             codes = scratch("code", rows.shape, torch.int8).copy_(work).view(torch.uint8)
             if self.code == "bits":
                 pack(codes, fields["code"], (start, n), self.block, 2, 1, scratch)

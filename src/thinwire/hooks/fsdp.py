@@ -55,6 +55,13 @@ def fsdp(
     """
     from torch.distributed.fsdp import FSDPModule  # here, since it takes a while to load
 
+    setter = "set_custom_reduce_scatter" if across is None else "set_all_reduce_hook"
+    if setter not in dir(FSDPModule):
+        raise ConfigError(
+            f"PyTorch {torch.__version__} has no FSDPModule.{setter}",
+            expected="a version of PyTorch whose FSDP2 lets its collectives be replaced",
+            mend="pip install -U torch",
+        )
     modules = {name or "the root": module for name, module in model.named_modules() if isinstance(module, FSDPModule)}
     if not modules:
         raise ConfigError(
@@ -100,6 +107,12 @@ class Shards:
     def reduce_scatter(self, unit: int, output: Tensor, x: Tensor, op: object) -> None:
         """Write the mean, or the sum, of this member's row into `output` [m].  x: [members * m]"""
         factor = self._factor(op)
+        if x.numel() != self._members * output.numel():
+            raise ConfigError(
+                f"module {self._modules[unit]} is sharded in {x.numel() // max(1, output.numel())} parts",
+                expected=f"{self._members}, as the first sharded parameter of the model",
+                mend="call fully_shard with one mesh for all modules, and hooks.fsdp for each part of the model if not",
+            )
         self._check_size(unit, x.numel())
         vector = x.reshape(-1).float()
         if self._scatters:

@@ -8,6 +8,7 @@ from thinwire.method import Method, Phases
 from thinwire.methods.dgc import dgc
 from thinwire.methods.diloco import diloco
 from thinwire.methods.every_step import every_step
+from thinwire.methods.flasc import flasc
 from thinwire.methods.local_sgd import fedavg, local_sgd
 from thinwire.methods.one_bit_adam import one_bit_adam
 from thinwire.methods.post_local_sgd import post_local_sgd
@@ -25,9 +26,19 @@ METHODS: dict[str, Callable[..., Method | Phases]] = {
     "post_local_sgd": post_local_sgd,
     "diloco": diloco,
     "streaming": streaming_diloco,
+    "flasc": flasc,
 }
 
 __all__ = [
-    "METHODS", "dgc", "diloco", "every_step", "fedavg", "local_sgd", "one_bit_adam", "post_local_sgd", "sign_sgd",
+    "METHODS",
+    "dgc",
+    "diloco",
+    "every_step",
+    "fedavg",
+    "flasc",
+    "local_sgd",
+    "one_bit_adam",
+    "post_local_sgd",
+    "sign_sgd",
     "streaming_diloco",
-]  # fmt: skip
+]

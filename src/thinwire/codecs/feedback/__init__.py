@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 from thinwire.codecs.feedback.base import Feedback, Place
 from thinwire.codecs.feedback.dgc import DGC, dgc
+from thinwire.codecs.feedback.diana import Diana, diana
 from thinwire.codecs.feedback.econtrol import EControl, econtrol
 from thinwire.codecs.feedback.ef21 import EF21, ef21
 from thinwire.codecs.feedback.ef21_sgdm import EF21SGDM, ef21_sgdm
@@ -21,6 +22,7 @@ FEEDBACK: Mapping[str, Callable[..., Feedback]] = {
     "ef21w": EF21W,
     "ef21_sgdm": EF21SGDM,
     "econtrol": EControl,
+    "diana": Diana,
     "dgc": DGC,
     "gmf": GMF,
     "scallion": Scallion,
@@ -29,7 +31,29 @@ FEEDBACK: Mapping[str, Callable[..., Feedback]] = {
 }
 
 __all__ = [
-    "DGC", "EF21", "EF21SGDM", "EF21W", "FEEDBACK", "GMF", "EControl", "ErrorFeedback", "Feedback", "FrozenAdam",
-    "Place", "Scafcom", "Scallion", "dgc", "econtrol", "ef21", "ef21_sgdm", "ef21w", "feedback", "frozen_adam", "gmf",
-    "scafcom", "scallion",
+    "DGC",
+    "EF21",
+    "EF21SGDM",
+    "EF21W",
+    "FEEDBACK",
+    "GMF",
+    "Diana",
+    "EControl",
+    "ErrorFeedback",
+    "Feedback",
+    "FrozenAdam",
+    "Place",
+    "Scafcom",
+    "Scallion",
+    "dgc",
+    "diana",
+    "econtrol",
+    "ef21",
+    "ef21_sgdm",
+    "ef21w",
+    "feedback",
+    "frozen_adam",
+    "gmf",
+    "scafcom",
+    "scallion",
 ]  # fmt: skip

@@ -17,6 +17,7 @@ Differs v keeps what the codec rounded off of what it sent, where the paper empt
         to the bit. clip is a limit for the norm of the sum of N independent gradients, so each is clipped to
         clip / sqrt(N), before it is added; the norm is that of the fragment.
         The optimizer is to have no momentum of its own: it would be applied twice. SGD(momentum=...) is refused.
+Avoid   with an optimizer that has momentum or is adaptive: it is SGD's momentum that is corrected here.
 """
 
 from __future__ import annotations

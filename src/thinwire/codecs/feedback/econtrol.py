@@ -26,6 +26,7 @@ from torch import Tensor
 
 from thinwire.codecs.base import Codec, Shapes
 from thinwire.codecs.feedback.base import Feedback, Place, check_codec, followed, zeros
+from thinwire.codecs.feedback.told import check_number, spec_of
 from thinwire.codecs.stages import Staged, Tensors
 from thinwire.errors import ConfigError
 
@@ -45,13 +46,9 @@ class EControl(Feedback):
     tracks = True
 
     def __post_init__(self) -> None:
-        number = isinstance(self.eta, int | float) and not isinstance(self.eta, bool)
-        if self.eta is not None and not (number and 0 <= self.eta <= 1):
-            raise ConfigError(
-                f"econtrol with eta={self.eta!r}",
-                expected="the share of the residual that is sent again, between 0 and 1",
-                mend="leave it out for half the codec's contraction, at most 0.05; 0 is ef21",
-            )
+        if self.eta is not None:
+            mend = "leave it out for half the codec's contraction, at most 0.05; 0 is ef21"
+            check_number("econtrol", "with eta", self.eta, at_least=0, at_most=1, mend=mend)
         check_codec("econtrol", self.codec)
         if self.eta is None and isinstance(self.codec, Staged):
             raise ConfigError(
@@ -62,8 +59,7 @@ class EControl(Feedback):
 
     @property
     def spec(self) -> str:
-        eta = "" if self.eta is None else f", eta={self.eta!r}"
-        return f"econtrol({self.codec.spec}{eta})"
+        return spec_of("econtrol", self.codec, self)
 
     def fit(self, shapes: Shapes) -> EControl:
         return replace(self, codec=self.codec.fit(shapes))

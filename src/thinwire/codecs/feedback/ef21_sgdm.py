@@ -24,8 +24,8 @@ from torch import Tensor
 
 from thinwire.codecs.base import Codec, Shapes
 from thinwire.codecs.feedback.base import Feedback, Place, check_codec, followed, zeros
+from thinwire.codecs.feedback.told import check_flag, check_number, spec_of
 from thinwire.codecs.stages import Staged, Tensors
-from thinwire.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -43,24 +43,14 @@ class EF21SGDM(Feedback):
     tracks = True
 
     def __post_init__(self) -> None:
-        number = isinstance(self.eta, int | float) and not isinstance(self.eta, bool)
-        if not (number and 0 < self.eta <= 1):
-            raise ConfigError(
-                f"ef21_sgdm with eta={self.eta!r}",
-                expected="what a new vector weighs in the running mean, above 0 and at most 1",
-                mend="leave it out for 0.1; 1 is ef21",
-            )
-        if not isinstance(self.double, bool):
-            raise ConfigError(
-                f"ef21_sgdm with double={self.double!r}",
-                expected="True for a running mean of the running mean, or False",
-                mend="leave it out for one running mean",
-            )
+        mend = "leave it out for 0.1; 1 is ef21"
+        check_number("ef21_sgdm", "with eta", self.eta, above=0, at_most=1, mend=mend)
+        check_flag("ef21_sgdm", "with double", self.double)
         check_codec("ef21_sgdm", self.codec)
 
     @property
     def spec(self) -> str:
-        return f"ef21_sgdm({self.codec.spec}, eta={self.eta!r}{', double=True' * self.double})"
+        return spec_of("ef21_sgdm", self.codec, self)
 
     def fit(self, shapes: Shapes) -> EF21SGDM:
         return replace(self, codec=self.codec.fit(shapes))

@@ -17,6 +17,8 @@ Cost    seven passes a round; 12n bytes of memory.
 Source  Tang et al. 2021, arXiv:2102.02888, Alg. 1; freeze at 15 to 25 % of all steps is their advice.
 Differs the biases of m and v are corrected as torch.optim.Adam does, and v's correction is frozen with v, so that the
         step does not jump at the freeze; their code corrects neither.
+Avoid   where gradients still change in size when the variance is frozen, as with short warm-ups; with more layers to
+        come (fine-tuning in stages), v says nothing of them.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ Source  the public repository global-momentum-fusion-fl (the paper's figure and 
         above; a newer one adds the magnitudes): tau to 0.6 in ten equal stages over 220 rounds, beta 0.9.
 Differs `rounds` spreads the ten stages from tau 0 to the whole of it, stage s at tau s / 9: the spacing is our reading.
         As dgc: v keeps what the codec rounded off.
+Avoid   where members' data are alike: dgc does the same with less memory and one selection less.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ Source  Huang, Li & Li 2023, arXiv:2308.08165, SCAFCOM; the rules are reconstruc
 Differs variates are in units of parameters, as in scallion. A combined shard that is encoded a second time (three
         members and more, a codec that may be) is off by what that drops, which goes with the next round's. The default
         of beta is ours.
+Avoid   where members come and go, or their data are alike: control variates cost memory and correct nothing then.
 """
 
 from __future__ import annotations

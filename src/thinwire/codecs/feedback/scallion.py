@@ -18,6 +18,8 @@ Differs variates are in units of parameters (learning rate and local steps in th
         Nothing is encoded a second time on the way, since C would keep that error for ever: with three members and
         more each sends its packet to all others. After a round that was skipped there are more local steps in D than
         one round's: a single disturbance, which dies away.
+Avoid   with codecs of large variance, whose alpha is so small that variates hardly move (scafcom takes biased ones),
+        and where members come and go.
 """
 
 from __future__ import annotations
