@@ -18,6 +18,7 @@ Differs the residual subtracts P P^T M_w, with the member's own Q: what this mem
         others span (a matrix of lower rank, or of zeros) becomes zero instead of noise, and its Q is drawn anew in the
         next round. Orthonormalisation and update are computed in one order of additions, so that processors of any
         kind hold the same bits. The first Q is uniform, not normal.
+Avoid   where full-rank noise is most of the gradient (small batches), and where members change from round to round.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ import torch
 from torch import Tensor
 
 from thinwire.codecs.base import Codec, Shapes
-from thinwire.codecs.blocks import call, 
+from thinwire.codecs.blocks import call
 from thinwire.codecs.precision import fp32
 from thinwire.codecs.stages import Result, Stage, Staged, Stages, Tensors
 from thinwire.errors import ConfigError
