@@ -18,6 +18,8 @@ Differs the residual subtracts P P^T M_w, with the member's own Q: what this mem
         others span (a matrix of lower rank, or of zeros) becomes zero instead of noise, and its Q is drawn anew in the
         next round. Orthonormalisation and update are computed in one order of additions, so that processors of any
         kind hold the same bits. The first Q is uniform, not normal.
+Avoid   on models of vectors and small matrices, over Gloo or with members of unlike speed (two exchanges wait twice),
+        and where gradients are of high rank: small batches late in training.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ import torch
 from torch import Tensor
 
 from thinwire.codecs.base import Codec, Shapes
-from thinwire.codecs.blocks import call
+from thinwire.codecs.blocks import call, sums
 from thinwire.codecs.precision import fp32
 from thinwire.codecs.stages import Result, Stage, Staged, Stages, Tensors
 from thinwire.errors import ConfigError
@@ -188,13 +190,8 @@ def _orthonormal(p: Tensor) -> Tensor:
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Products of rows [count, n], halved again and again: one order of additions everywhere. [count, 1]"""
-    products = a * b
-    while (n := products.shape[1]) > 1:
-        half = n // 2
-        folded = products[:, :half] + products[:, half : 2 * half]
-        products = torch.cat([folded, products[:, 2 * half :]], dim=1)
-    return products
+    """Products of rows [count, n], added in one order everywhere. [count, 1]"""
+    return sums(a * b).unsqueeze(1)
 
 
 def _product(p: Tensor, q: Tensor, out: Tensor) -> None:

@@ -16,6 +16,7 @@ Source  Charikar, Chen & Farach-Colton 2002 (ICALP); hashing: Dietzfelbinger 199
 Differs sign and cell come from one hash, whose values are pairwise independent; for the variance of a sum of many
         elements the proof asks for four-wise, so no variance is claimed. Cells are summed in double precision, in order
         of the elements, on the processor: on a GPU the order, and the last bits, would be left to chance.
+Avoid   for dense vectors, whose estimates are noise, and where positions are cheap: topk of the same size is exact.
 """
 
 from __future__ import annotations

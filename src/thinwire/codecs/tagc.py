@@ -16,6 +16,8 @@ Differs top-k instead of a ladder of thresholds. Bitmaps are joined; added bit b
         that two members share carry into their neighbours. Whole numbers instead of floats: sums are exact. What cannot
         be peeled is known before it is sent, and is left to the residual. Columns of 64 elements, not 1024, share their
         hashes: shards of a fragment would have too few blocks. Up to 255 members.
+Avoid   with two members (topk is smaller), and where members keep different elements, so that the union outgrows the
+        table.
 """
 
 from __future__ import annotations
@@ -31,8 +33,8 @@ from torch import Tensor
 from thinwire.aggregators.base import Needs
 from thinwire.codecs.base import Codec, Traits, require
 from thinwire.codecs.blocks import call
+from thinwire.codecs.codes import pack, packed_bytes, unpack
 from thinwire.codecs.peeling import Plan, Table, plan, rows_for
-from thinwire.codecs.planes import pack_bits, packed_bytes, unpack_bits
 from thinwire.codecs.stages import Result, Stage, Staged, Stages, Tensors
 from thinwire.codecs.topk import TopK
 from thinwire.errors import ConfigError
@@ -115,11 +117,11 @@ class Bitmap(Codec):
         return {"bit": (torch.uint8, packed_bytes(n, 1))}
 
     def encode(self, x: Tensor, key: int) -> Fields:
-        return {"bit": pack_bits((x > 0).view(torch.uint8).unsqueeze(0), 1).view(-1)}
+        return {"bit": pack((x > 0).view(torch.uint8), 1)}
 
     def decode(self, fields: Fields, n: int, key: int) -> Tensor:
         require(fields, self.layout(n))
-        return unpack_bits(fields["bit"].unsqueeze(0), n, 1).view(-1).float()
+        return unpack(fields["bit"], n, 1).float()
 
 
 @dataclass(frozen=True, eq=False)
