@@ -91,7 +91,8 @@ class GMF(Feedback):
         return left_over(held["all"], held, sent, masking=True)
 
     def receive(self, combined: Tensor, shared: Tensors, share: float) -> tuple[Tensor, Tensors]:
-        moved = combined.add(shared["global"], alpha=self.beta) if shared else combined
+        # A product and a sum, rounded one by one: shared state is to be alike on all processors.
+        moved = combined + shared["global"] * self.beta if shared else combined
         rounds = shared["rounds"] if shared else torch.zeros((), dtype=torch.int64)
         return combined, {"global": moved, "rounds": rounds + 1}
 
