@@ -38,7 +38,7 @@ EXAMPLES = (
     "randk(1/4, scaled=True)",
     "switch(int8, 10, topk(1/64))",
     "warmup(topk(1/100), rounds=10)",
-    "frozen_adam(sign, freeze=20)",
+    "frozen_adam(switch(fp32, 20, sign))",
     "dgc(fp32, masking=False)",
     "dgc(topk(1/64))",
     "gmf(topk(1/64))",
