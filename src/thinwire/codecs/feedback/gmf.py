@@ -15,7 +15,8 @@ Source  Kuo, Kuo & Lin 2022, arXiv:2211.09320, and their repository global-momen
         stages over 220 rounds, beta 0.9. The sum is that of their older code; a newer one adds magnitudes.
 Differs `rounds` spreads their ten stages, stage s at tau s / 9, of which they round the third digit up. As dgc: v keeps
         what the codec rounded off.
-Avoid   where members' data are alike: dgc does the same with less memory and one selection less.
+Avoid   where members' data are alike: dgc does the same with less memory and one selection less; and a large tau from
+        the start, with which the entries chosen first stay chosen while all others wait: let it rise over `rounds`.
 """
 
 from __future__ import annotations
