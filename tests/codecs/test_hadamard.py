@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from thinwire.codecs import Hadamard, hadamard, parse, rotation
+from thinwire.codecs.bits import unpack
 from thinwire.codecs.hadamard import CENTROIDS, MAJORANTS
-from thinwire.codecs.planes import pack_bits, packed_bytes, unpack_bits
+from thinwire.codecs.memory import Scratch
 from thinwire.errors import ConfigError, PacketError
 
 UNBIASED = {1: 0.571, 2: 0.1333, 3: 0.0357, 4: 0.0096}
@@ -95,7 +96,8 @@ def test_codes_are_sign_and_nearest_level_of_the_rotated_vector() -> None:
     u = z * (math.sqrt(128) / z.norm())
     place = (u.abs()[:, None] - torch.tensor(CENTROIDS[3])).abs().argmin(dim=1)
     fields = codec.encode(x, 7)
-    assert torch.equal(unpack_bits(fields["code"].view(1, -1), 128, 3)[0], (place + 4 * (z < 0)).to(torch.uint8))
+    codes = unpack(fields["code"], (0, 128), (1, 128), 128, 3, Scratch(torch.device("cpu")))
+    assert torch.equal(codes[0], (place + 4 * (z < 0)).to(torch.uint8))
     assert fields["scale"].item() == pytest.approx((z @ z / (torch.tensor(CENTROIDS[3])[place] @ z.abs())).item())
 
 
@@ -110,24 +112,8 @@ def test_sizes() -> None:
     """1 000 003 elements are 244 blocks and a tail of 579 = 512 + 64 + 2 + 1."""
     for bits in CENTROIDS:
         layout = hadamard(bits).layout(1_000_003)
-        assert {name: size for name, (_, size) in layout.items()} == {"scale": 248, "code": 125_001 * bits}
+        assert {name: size for name, (_, size) in layout.items()} == {"scale": 248, "code": -(-1_000_003 * bits // 8)}
     assert hadamard.layout(0)["code"][1] == 0
-
-
-@pytest.mark.parametrize("bits", [1, 2, 3, 4])
-@pytest.mark.parametrize("width", [1, 7, 8, 64, 100])
-def test_packing(bits: int, width: int) -> None:
-    codes = torch.randint(1 << bits, (3, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(width))
-    packed = pack_bits(codes, bits)
-    assert packed.shape == (3, packed_bytes(width, bits))
-    assert torch.equal(unpack_bits(packed, width, bits), codes)
-
-
-def test_packing_golden() -> None:
-    codes = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 0]], dtype=torch.uint8)
-    assert pack_bits(codes, 3).tolist() == [[1 | 3 << 2 | 1 << 4 | 3 << 6, 2 | 0 << 2 | 2 << 4 | 0 << 6, 0b01111000]]
-    assert pack_bits(codes, 4).tolist() == [[1 | 5 << 4, 2 | 6 << 4, 3 | 7 << 4, 4]]
-    assert pack_bits(codes & 1, 1).tolist() == [[0b01010101]]
 
 
 def test_results_do_not_depend_on_pieces(monkeypatch: pytest.MonkeyPatch) -> None:

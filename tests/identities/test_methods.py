@@ -22,7 +22,20 @@ from thinwire import (
     streaming_diloco,
 )
 from thinwire.aggregators import Median, TrimmedMean, WeightedMean
-from thinwire.codecs import ErrorFeedback, fp32, int4, int8, randk, rows, topk, zstd
+from thinwire.codecs import (
+    ErrorFeedback,
+    fetchsgd,
+    fp32,
+    int4,
+    int8,
+    powersgd,
+    randk,
+    rows,
+    sketch,
+    tagc,
+    topk,
+    zstd,
+)
 from thinwire.links.local import alone, run
 from thinwire.method import Method, Phases
 from thinwire.outer import SGD, Adam, Average, Mix, Nesterov, Rebase
@@ -38,6 +51,10 @@ METHODS = {
     "one bit adam": one_bit_adam(freeze=3),
     "sign sgd": sign_sgd(),
     "ddp topk": every_step(codec=topk(1 / 4)),
+    "ddp sketch": every_step(codec=sketch(width=200)),
+    "powersgd": every_step(codec=powersgd(1)),
+    "fetchsgd": every_step(codec=fetchsgd(1 / 20, width=200)),
+    "diloco tagc": diloco(every=3, codec=tagc(0.3)),
     "local sgd": local_sgd(every=3),
     "local sgd bf16": local_sgd(every=3, codec=thinwire.codecs.bf16),
     "fedavg": fedavg(every=3),

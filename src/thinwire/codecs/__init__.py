@@ -47,6 +47,7 @@ from thinwire.codecs.feedback import (
     scallion,
 )
 from thinwire.codecs.fetchsgd import FetchSGD, fetchsgd
+from thinwire.codecs.filling import fill_demand
 from thinwire.codecs.fp8 import FP8, fp8
 from thinwire.codecs.hadamard import Hadamard, hadamard
 from thinwire.codecs.integer import Integer, int2, int3, int4, int6, int8
@@ -149,6 +150,7 @@ __all__ = [
     "encode",
     "feedback",
     "fetchsgd",
+    "fill_demand",
     "fp8",
     "fp16",
     "fp32",

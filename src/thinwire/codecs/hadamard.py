@@ -33,8 +33,9 @@ import torch
 from torch import Tensor
 
 from thinwire.codecs.base import Codec, Traits, require
-from thinwire.codecs.blocks import HUGE, SLACK, call, pieces, require_scales
-from thinwire.codecs.planes import pack_bits, packed_bytes, unpack_bits
+from thinwire.codecs.bits import pack, packed_bytes, unpack
+from thinwire.codecs.blocks import HUGE, SLACK, call, pieces, require_scales, sums
+from thinwire.codecs.memory import Scratch, empty, fields
 from thinwire.codecs.rotation import (
     DEFAULT_BLOCK,
     check_rotation,
@@ -111,38 +112,43 @@ class Hadamard(Codec):
         return Traits()
 
     def layout(self, n: int) -> Layout:
-        code = n // self.block * packed_bytes(self.block, self.bits) + packed_bytes(n % self.block, self.bits)
-        return {"scale": (torch.float32, num_parts(n, self.block)), "code": (torch.uint8, code)}
-
-    def encode(self, x: Tensor, key: int) -> Fields:
-        scales, packed = [], []
-        for start, stop, rotated in rotate(x, self.block, self.rounds, key):
-            codes = torch.empty(stop - start, dtype=torch.uint8, device=x.device)
-            for begin, end, width in parts(stop - start, self.block):
-                scales.append(self._quantise(rotated[begin:end].view(-1, width), codes[begin:end].view(-1, width)))
-            packed.append(pack_bits(codes.view(-1, min(self.block, stop - start)), self.bits).view(-1))
         return {
-            "scale": torch.cat(scales) if scales else x.new_empty(0),
-            "code": torch.cat(packed) if packed else torch.empty(0, dtype=torch.uint8, device=x.device),
+            "scale": (torch.float32, num_parts(n, self.block)),
+            "code": (torch.uint8, packed_bytes(n, self.block, self.bits)),
         }
 
-    def _quantise(self, z: Tensor, codes: Tensor) -> Tensor:
+    def encode(self, x: Tensor, key: int) -> Fields:
+        n, device = len(x), x.device
+        written, scratch, blocks = fields(self.layout(n), device), Scratch(device), 0
+        for start, stop, rotated in rotate(x, self.block, self.rounds, key, scratch):
+            codes = scratch("code", (stop - start,), torch.uint8)
+            for begin, end, width in parts(stop - start, self.block):
+                z, places = rotated[begin:end].view(-1, width), codes[begin:end].view(-1, width)
+                written["scale"][blocks : blocks + len(z)] = self._quantise(z, places, scratch)
+                blocks += len(z)
+            rows = codes.view(-1, min(self.block, stop - start))
+            pack(rows, written["code"], (start, n), self.block, self.bits, 0, scratch)
+        return written
+
+    def _quantise(self, z: Tensor, codes: Tensor, scratch: Scratch) -> Tensor:
         """S of each row of z [r, d], which is overwritten; writes their codes: sign, then place among the centroids."""
         codes.copy_((z.view(torch.int32) >> 31).bitwise_and_(1)).bitwise_left_shift_(self.bits - 1)
         u = z.abs_()
         largest = u.amax(dim=1)  # [r]
         largest.masked_fill_(largest < _TINY, 0.0)
         u.div_(largest.masked_fill(largest == 0, torch.inf).unsqueeze(1))  # squares of it neither overflow nor vanish
-        square = _sum(u * u)
+        work = scratch("work", u.shape)
+        square = sums(torch.mul(u, u, out=work))
         root = square.div(torch.full_like(square, u.shape[1])).sqrt_()  # ||u|| / sqrt(d)
         centroids = CENTROIDS[self.bits]
-        place, above = torch.zeros_like(codes), torch.empty_like(codes, dtype=torch.bool)
+        place = scratch("place", codes.shape, torch.uint8).zero_()
+        above = scratch("above", codes.shape, torch.bool)
         for low, high in itertools.pairwise(centroids):
             place.add_(torch.gt(u, (root * ((low + high) / 2)).unsqueeze(1), out=above).view(torch.uint8))
         codes |= place
         q = torch.tensor(centroids, device=z.device).index_select(0, place.view(-1).int()).view_as(u)
-        along = _sum(q * u)
-        scale = square.div_(along) if self.scale == "unbiased" else along.div_(_sum(q.mul_(q)))
+        along = sums(torch.mul(q, u, out=work))
+        scale = square.div_(along) if self.scale == "unbiased" else along.div_(sums(q.mul_(q)))
         return scale.mul_(largest).masked_fill_(largest == 0, 0.0)
 
     def decode(self, fields: Fields, n: int, key: int) -> Tensor:
@@ -151,19 +157,16 @@ class Hadamard(Codec):
         require_scales(scale, HUGE / 4, "scale")
         centroids = torch.tensor(CENTROIDS[self.bits], device=code.device)
         levels = torch.cat([centroids, -centroids])
-        x = torch.empty(n, device=code.device)
-        blocks = read = 0
+        x, scratch, blocks = empty(n, torch.float32, code.device), Scratch(code.device), 0
         for start, stop, width in pieces(n, self.block, code.device):
-            rows, size = (stop - start) // width, packed_bytes(width, self.bits)
-            codes = unpack_bits(code[read : read + rows * size].view(rows, size), width, self.bits)
-            piece = x[start:stop]
+            piece, shape = x[start:stop], ((stop - start) // width, width)
+            codes = unpack(code, (start, n), shape, self.block, self.bits, scratch)
             torch.index_select(levels, 0, codes.reshape(-1).int(), out=piece)
             for begin, end, part in parts(stop - start, self.block):
-                count = (end - begin) // part
-                piece[begin:end].view(-1, part).mul_(scale[blocks : blocks + count].unsqueeze(1))
-                blocks += count
-            rotate_back(piece, start, self.block, self.rounds, key)
-            read += rows * size
+                rows = piece[begin:end].view(-1, part)
+                rows.mul_(scale[blocks : blocks + len(rows)].unsqueeze(1))
+                blocks += len(rows)
+            rotate_back(piece, start, self.block, self.rounds, key, scratch)
         return x
 
     def contraction(self, n: int) -> float | None:
@@ -173,13 +176,6 @@ class Hadamard(Codec):
             return 1 / 2 - SLACK
         a, b, c = MAJORANTS[self.bits]
         return 1 - (a + b + 3 * c) - SLACK
-
-
-def _sum(rows: Tensor) -> Tensor:
-    """Sums of rows [r, 2^j], halved again and again: one order of additions on every machine. Overwrites the rows."""
-    while (half := rows.shape[1] // 2) > 0:
-        rows = rows[:, :half].add_(rows[:, half:])
-    return rows[:, 0].clone()
 
 
 hadamard = Hadamard()

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from thinwire.codecs.base import Codec, Shapes
-from thinwire.codecs.blocks import call
+from thinwire.codecs.blocks import call, sums
 from thinwire.codecs.precision import fp32
 from thinwire.codecs.stages import Result, Stage, Staged, Stages, Tensors
 from thinwire.errors import ConfigError
@@ -190,13 +190,8 @@ def _orthonormal(p: Tensor) -> Tensor:
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Products of rows [count, n], halved again and again: one order of additions everywhere. [count, 1]"""
-    products = a * b
-    while (n := products.shape[1]) > 1:
-        half = n // 2
-        folded = products[:, :half] + products[:, half : 2 * half]
-        products = torch.cat([folded, products[:, 2 * half :]], dim=1)
-    return products
+    """Products of rows [count, n], added in one order everywhere. [count, 1]"""
+    return sums(a * b).unsqueeze(1)
 
 
 def _product(p: Tensor, q: Tensor, out: Tensor) -> None:

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from thinwire.codecs.base import Codec, Traits, require
 from thinwire.codecs.blocks import HUGE, SLACK, call, pieces
+from thinwire.codecs.memory import Scratch, empty
 from thinwire.errors import ConfigError
 from thinwire.packet import Fields, Layout
 from thinwire.randomness import mix, random_bytes
@@ -68,16 +69,18 @@ class Rotation(Codec):
         return {"value": (torch.float32, n)}
 
     def encode(self, x: Tensor, key: int) -> Fields:
-        value = torch.empty(len(x), device=x.device)
-        for start, stop, rotated in rotate(x, self.block, self.rounds, key):
+        value = empty(len(x), torch.float32, x.device)
+        for start, stop, rotated in rotate(x, self.block, self.rounds, key, Scratch(x.device)):
             value[start:stop] = rotated
         return {"value": value}
 
     def decode(self, fields: Fields, n: int, key: int) -> Tensor:
         require(fields, self.layout(n))
-        x = fields["value"].clone()
-        for start, stop, _ in pieces(n, self.block, x.device):
-            rotate_back(x[start:stop], start, self.block, self.rounds, key)
+        value = fields["value"]
+        x, scratch = empty(n, torch.float32, value.device), Scratch(value.device)
+        for start, stop, _ in pieces(n, self.block, value.device):
+            x[start:stop] = value[start:stop]
+            rotate_back(x[start:stop], start, self.block, self.rounds, key, scratch)
         return x
 
     def contraction(self, n: int) -> float | None:
@@ -109,23 +112,23 @@ def rotation_options(block: int, rounds: int) -> dict[str, object]:
     return told if rounds == 1 else {**told, "rounds": rounds}
 
 
-def rotate(x: Tensor, block: int, rounds: int, key: int) -> Iterator[tuple[int, int, Tensor]]:
+def rotate(x: Tensor, block: int, rounds: int, key: int, scratch: Scratch) -> Iterator[tuple[int, int, Tensor]]:
     """(start, stop, rotated elements [stop - start]) piece by piece; each is overwritten by the next."""
     for start, stop, _ in pieces(len(x), block, x.device):
-        work = x[start:stop].contiguous().clone()
+        work = scratch("rotated", (stop - start,)).copy_(x[start:stop])
         for turn in range(rounds):
             _flip(work, start, mix(key, turn))
             down = 0.0 if turn else _shift(block)
             for begin, end, width in parts(stop - start, block):
-                _hadamard(work[begin:end], width, down)
+                _hadamard(work[begin:end], width, down, scratch)
         yield start, stop, work
 
 
-def rotate_back(work: Tensor, start: int, block: int, rounds: int, key: int) -> None:
+def rotate_back(work: Tensor, start: int, block: int, rounds: int, key: int, scratch: Scratch) -> None:
     """The inverse, in place on the piece of rotated elements that begins at `start`. Never gives inf or NaN."""
     for turn in reversed(range(rounds)):
         for begin, end, width in parts(len(work), block):
-            _hadamard(work[begin:end], width, 0.0, back=True)
+            _hadamard(work[begin:end], width, 0.0, scratch, back=True)
         _flip(work, start, mix(key, turn))
     # The largest float32 vectors may be overshot by what a quantiser changed.
     work.mul_(2.0 ** _shift(block)).nan_to_num_(0.0, HUGE, -HUGE)
@@ -166,7 +169,7 @@ def _signs(device: torch.device) -> Tensor:
     return (1.0 - 2.0 * bits).to(device)
 
 
-def _hadamard(x: Tensor, width: int, down: float, *, back: bool = False) -> None:
+def _hadamard(x: Tensor, width: int, down: float, scratch: Scratch, *, back: bool = False) -> None:
     """Blocks of `width` times the orthonormal matrix and 2^-down, in place.
 
     A block is a matrix of 2^i rows: first along its columns, then, transposed, along what were its rows, because sums
@@ -177,7 +180,7 @@ def _hadamard(x: Tensor, width: int, down: float, *, back: bool = False) -> None
         return
     j = width.bit_length() - 1
     sides = [1 << (j + 1) // 2, 1 << j // 2]
-    a, b = x.mul_(2.0 ** (-j / 2 - down)), torch.empty_like(x)
+    a, b = x.mul_(2.0 ** (-j / 2 - down)), scratch("sums", x.shape)
     for side, other in (sides[::-1], sides) if back else (sides, sides[::-1]):
         half = width // 2
         while half >= other:
