@@ -26,6 +26,7 @@ from torch import Tensor
 from thinwire.codecs.base import Codec, Traits, require
 from thinwire.codecs.blocks import HUGE, TINY, call, num_blocks, pieces, require_scales
 from thinwire.codecs.codes import pack, packed_bytes, unpack
+from thinwire.codecs.memory import empty
 from thinwire.errors import ConfigError, PacketError
 from thinwire.packet import Fields, Layout
 
@@ -107,7 +108,7 @@ class CST(Codec):
         if not bool((low.abs() <= _MOST).all()):
             raise PacketError("field 'low' holds a number that is not finite or too large")
         codes = unpack(fields["code"], n, self.bits)
-        x = torch.empty(n, device=codes.device)
+        x = empty(n, torch.float32, codes.device)
         for start, stop, width in pieces(n, self.channels, codes.device):
             rows = x[start:stop].view(-1, width)  # [t, C]
             here = slice(start // self.channels, start // self.channels + len(rows))

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from thinwire.codecs.base import Codec, Traits, require
 from thinwire.codecs.blocks import HUGE, SLACK, call
+from thinwire.codecs.memory import empty
 from thinwire.errors import ConfigError, PacketError
 from thinwire.packet import Fields, Layout
 
@@ -135,7 +136,7 @@ class DCT(Codec):
     def decode(self, fields: Fields, n: int, key: int) -> Tensor:
         require(fields, self.layout(n))
         value, index = fields["value"], _unpack(fields["index"], len(fields["value"]))
-        x = torch.empty(n, device=value.device)
+        x = empty(n, torch.float32, value.device)
         done = 0
         for band in self._bands(n):
             places = index[done : done + band.kept].view(-1, band.k).long()

@@ -22,10 +22,24 @@ _LARGE = 1 << 22  # bytes; what is smaller, the allocator keeps and gives again
 
 def empty(count: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
     """Memory of any content, [count]; on Linux in huge pages if it is large."""
-    size = count * dtype.itemsize
-    if sys.platform != "linux" or torch.device(device).type != "cpu" or size < _LARGE:
-        return torch.empty(count, dtype=dtype, device=device)
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if _is_large(count, dtype, device):
+        return _huge(count, dtype)
+    return torch.empty(count, dtype=dtype, device=device)
+
+
+def zeros(count: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor:
+    """The same, all zero. What the system hands out is: large memory need not be written."""
+    if _is_large(count, dtype, device):
+        return _huge(count, dtype)
+    return torch.zeros(count, dtype=dtype, device=device)
+
+
+def _is_large(count: int, dtype: torch.dtype, device: torch.device | str) -> bool:
+    return sys.platform == "linux" and torch.device(device).type == "cpu" and count * dtype.itemsize >= _LARGE
+
+
+def _huge(count: int, dtype: torch.dtype) -> Tensor:
+    memory = mmap.mmap(-1, count * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with suppress(OSError):  # a kernel without them: the same memory, in small pages
         memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=dtype)  # holds on to `memory`

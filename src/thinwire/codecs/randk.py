@@ -31,6 +31,7 @@ from torch import Tensor
 
 from thinwire.codecs.base import Codec, Traits, require
 from thinwire.codecs.blocks import HUGE, pieces
+from thinwire.codecs.memory import zeros
 from thinwire.errors import ConfigError
 from thinwire.packet import Fields, Layout
 from thinwire.randomness import mix, random_bytes
@@ -88,7 +89,7 @@ class RandK(Codec):
     def decode(self, fields: Fields, n: int, key: int) -> Tensor:
         require(fields, self.layout(n))
         value = fields["value"]
-        x = value.new_zeros(n)
+        x = zeros(n, device=value.device)
         for start, stop, p in _drawn(n, len(value), key, value.device):
             kept = value[start:stop]
             x.index_copy_(0, p, kept.mul(n / len(value)).clamp_(-HUGE, HUGE) if self.scaled else kept)

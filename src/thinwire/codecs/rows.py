@@ -33,6 +33,7 @@ from torch import Tensor
 from thinwire.codecs import indices
 from thinwire.codecs.base import Codec, Traits, require
 from thinwire.codecs.blocks import HUGE
+from thinwire.codecs.memory import zeros
 from thinwire.errors import ConfigError, PacketError
 from thinwire.packet import Fields, Layout
 from thinwire.randomness import mix
@@ -136,7 +137,7 @@ class Rows(Codec):
         layout, matrices = self.layout(n), self._matrices(n)
         require(fields, layout)
         value = fields["value"].contiguous()
-        x = value.new_zeros(n)
+        x = zeros(n, device=value.device)
         kept, total = _counts(matrices)
         p = torch.arange(kept, device=value.device)
         if "index" in layout:

@@ -31,6 +31,7 @@ from thinwire.codecs import indices
 from thinwire.codecs.base import Codec, Traits, require
 from thinwire.codecs.blocks import pieces
 from thinwire.codecs.indices import INDEX, Index
+from thinwire.codecs.memory import zeros
 from thinwire.errors import ConfigError, PacketError
 from thinwire.packet import Fields, Layout
 
@@ -121,7 +122,7 @@ class TopK(Codec):
             per_block = math.ceil(self.share * self.block)
             if not torch.equal(p // self.block, torch.arange(len(p), device=p.device) // per_block):
                 raise PacketError("field 'index' does not have as many positions in each block as are kept of it")
-        return value.new_zeros(n).index_copy_(0, p, value)  # [n]
+        return zeros(n, device=value.device).index_copy_(0, p, value)  # [n]
 
     def contraction(self, n: int) -> float | None:
         if not n:
