@@ -185,7 +185,7 @@ class Layers(Codec):
 
     def _classes(self, n: int) -> tuple[Layer, ...]:
         """The layers of n elements in all; of a number that is not theirs, its codecs as if each had all."""
-        if sum(size for _, size in self.fitted) == n:
+        if self.fitted and sum(size for _, size in self.fitted) == n:
             return self.fitted
         return tuple((codec, n) for codec in self.codecs)
 
