@@ -130,6 +130,10 @@ class Budget(Staged):
     def contractive(self) -> bool:
         return all(is_contractive(option) for option in self.options)
 
+    @property
+    def needs_shapes(self) -> bool:
+        return any(isinstance(option, PowerSGD) for option in self.options)
+
     def fit(self, shapes: Shapes) -> Budget:
         return replace(self, shapes=shapes)
 

@@ -105,6 +105,10 @@ class PowerSGD(Staged):
     def wants_feedback(self) -> bool:
         return True
 
+    @property
+    def needs_shapes(self) -> bool:
+        return True
+
     def fit(self, shapes: Shapes) -> PowerSGD:
         return replace(self, shapes=shapes)
 

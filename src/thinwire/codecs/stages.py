@@ -98,6 +98,11 @@ class Staged(ABC):
         return True
 
     @property
+    def needs_shapes(self) -> bool:
+        """Whether it saves nothing on a vector that is not made of whole parameters."""
+        return False
+
+    @property
     def selects(self) -> bool:
         """Whether it keeps elements of the vector, rounded or not, and drops the others."""
         return False

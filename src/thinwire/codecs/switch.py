@@ -64,6 +64,10 @@ class Switch(Staged):
         return is_contractive(self.first) and is_contractive(self.then)
 
     @property
+    def needs_shapes(self) -> bool:
+        return isinstance(self.then, Staged) and self.then.needs_shapes
+
+    @property
     def selects(self) -> bool:
         return self.first.selects and self.then.selects
 
