@@ -7,8 +7,9 @@ threshold estimated from every 61st element. Each is the same arithmetic three t
 the cache (for int8 and int4 the codecs themselves), numba loops, and torch.compile of the same torch calls on the whole
 tensor. Figures are copy's time over the operation's, as in codecs.py, interleaved with the copies. `first call` is
 what a process waits before the first result, compilation included, with empty caches; numba and torch.compile would
-pay it once for each kind of operation and, torch.compile, again for other shapes. Needs numba, and a C++ compiler for
-torch.compile; what is missing is skipped with a sentence.
+pay it once for each kind of operation and, torch.compile, again for other shapes; on two cores, which come second,
+torch.compile's workers are there already. Needs numba, and a C++ compiler for torch.compile; what is missing is skipped
+with a sentence.
 """
 
 from __future__ import annotations

@@ -211,15 +211,15 @@ def distance(scheme: Feedback, rounds: int, *, taking: int = 10, local: int = 5,
 
 def test_alpha_up_to_one_over_one_plus_omega_converges_and_above_it_diverges():
     """A tenth of the entries at random: omega = 9."""
-    assert distance(scallion(Chosen(0.1)), 1500) < 1e-9
+    assert distance(scallion(Chosen(0.1)), 800) < 1e-7
     assert distance(scallion(Chosen(0.1)), 60) == distance(scallion(Chosen(0.1), alpha=0.1), 60)
-    assert distance(scallion(Chosen(0.1), alpha=1.0), 300) == math.inf
+    assert distance(scallion(Chosen(0.1), alpha=1.0), 80) == math.inf
 
 
 def test_with_a_tenth_of_the_entries_and_a_quarter_of_the_members_it_ends_at_the_optimum():
     assert distance(scafcom(Largest(0.1), beta=0.3), 1200, taking=3) < 1e-8
-    assert distance(scafcom(Largest(0.1), beta=1.0), 1200, taking=3) < 1e-8
-    assert distance(thinwire.codecs.feedback(Largest(0.1)), 600, taking=3) > 0.1, "the classic memory does not"
+    assert distance(scafcom(Largest(0.1), beta=1.0), 500, taking=3) < 1e-8
+    assert distance(thinwire.codecs.feedback(Largest(0.1)), 200, taking=3) > 0.1, "the classic memory does not"
 
 
 def test_beta_below_one_averages_the_noise_of_gradients():

@@ -102,6 +102,18 @@ def test_entries_that_never_had_a_gradient_stay():
     assert update[:5].all()
 
 
+def test_a_gradient_that_comes_too_late_does_not_disturb_the_others():
+    """To the bit: an entry without a variance is not in the block's magnitude, whatever its gradient is later."""
+    late, never = (Members(frozen_adam(switch(fp32, 2, sign(block=8))), 1) for _ in range(2))
+    for number in range(5):
+        x = vectors(1, 8, number)[0]
+        x[3] = 0
+        quiet = never.round([x])
+        x = x.clone()
+        x[3] = 100.0 if number >= 2 else 0.0
+        assert torch.equal(late.round([x]), quiet)
+
+
 def test_a_member_that_a_round_did_not_count_keeps_what_waits_and_follows_the_rest():
     group = Members(frozen_adam(switch(fp32, 1, sign(block=8))), 2)
     for number in range(3):

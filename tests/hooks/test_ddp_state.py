@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -378,3 +380,15 @@ def test_tied_parameters_are_one_and_ignored_ones_none():
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     model[1].weight = model[0].weight
     assert list(trained(model, ["1.bias"])) == ["0.weight", "0.bias"]
+
+
+LAZY = """
+import sys, thinwire
+assert "torch" not in sys.modules, "import thinwire is light"
+assert callable(thinwire.hooks.ddp) and callable(thinwire.hooks.fsdp)
+assert "torch.distributed.fsdp" not in sys.modules, "FSDP takes a while to load, and is not asked for"
+"""
+
+
+def test_the_room_is_there_when_it_is_asked_for():
+    subprocess.run([sys.executable, "-c", LAZY], check=True)

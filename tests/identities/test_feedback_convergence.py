@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import thinwire
 from thinwire import every_step
-from thinwire.codecs import Feedback, econtrol, ef21, ef21_sgdm, ef21w, feedback, topk
+from thinwire.codecs import Feedback, diana, econtrol, ef21, ef21_sgdm, ef21w, feedback, randk, topk
 from thinwire.codecs.feedback import Place
 from thinwire.codecs.stages import Tensors
 from thinwire.links.local import run
@@ -31,6 +31,12 @@ def largest(rows: Tensor, k: int) -> Tensor:
     """topk of each row.  [N, d]"""
     index = rows.abs().topk(k, dim=1).indices
     return torch.zeros_like(rows).scatter_(1, index, rows.gather(1, index))
+
+
+def any_scaled(rows: Tensor, k: int, g: torch.Generator) -> Tensor:
+    """randk(scaled=True) of each row, each with entries of its own: unbiased, omega = d / k - 1.  [N, d]"""
+    index = torch.rand(rows.shape, generator=g).topk(k, dim=1).indices
+    return torch.zeros_like(rows).scatter_(1, index, rows.gather(1, index) * (rows.shape[1] / k))
 
 
 @dataclass(frozen=True)
@@ -68,13 +74,14 @@ def least_squares(clients: int, d: int, k: int, *, skew: float = 0.0, seed: int 
 
 def descent(
     problem: Problem, memory: Feedback, gamma: float, steps: int, *, start: Tensor | None = None, noise: float = 0.0,
-    lost: float = 0.0, acknowledged: bool = True,
+    lost: float = 0.0, acknowledged: bool = True, at_random: bool = False,
 ) -> Iterator[Tensor]:  # fmt: skip
     """x after each step.
 
     noise         spread of each entry of each client's gradient
     lost          share of messages that do not arrive
     acknowledged  whether who sent such a message is told, and keeps its memory as it was
+    at_random     whether k entries are chosen at random and scaled, instead of the largest
     """
     clients, d = problem.linear.shape
     g = torch.Generator().manual_seed(1)
@@ -86,7 +93,8 @@ def descent(
         if noise:
             gradient += noise * torch.randn(clients, d, generator=g, dtype=torch.float64)
         target, held = memory.prepare(gradient.view(-1), own, shared, ALL)
-        sent = largest(target.view(clients, d), problem.k)
+        rows = target.view(clients, d)
+        sent = any_scaled(rows, problem.k, g) if at_random else largest(rows, problem.k)
         after = memory.commit(target, held, sent.view(-1))
         arrived = torch.rand(clients, generator=g) >= lost
         share = arrived.double().mean().item()
@@ -258,6 +266,21 @@ def test_noise_doubles_ef21s_floor_and_momentum_takes_that_back() -> None:
     plain, momentum = floor(ef21(problem.codec)), floor(ef21_sgdm(problem.codec, eta=0.02))
     assert plain > 2 * momentum
     assert momentum == pytest.approx(classic, rel=0.1)
+
+
+# Unbiased codecs ------------------------------------------------------------------------------------------------------
+
+
+def test_diana_takes_the_noise_of_an_unbiased_codec_away() -> None:
+    """10 of 50 at random: omega = 4. Alone, the codec leaves a floor; with alpha = 1 / (1 + omega) there is none.
+
+    Above its limit the estimates blow up: alpha (1 + omega) > 2 makes each of them diverge in the mean square.
+    """
+    problem, codec = replace(TEN, k=10), randk(10 / 50, scaled=True)
+    assert diana(codec).share_followed(50) == pytest.approx(1 / 5)
+    assert error(problem, feedback(codec, decay=0), 0.1, 2500, at_random=True) > 0.05
+    assert error(problem, diana(codec), 0.1, 2500, at_random=True) < ARITHMETIC
+    assert error(problem, diana(codec, alpha=0.8), 0.1, 200, at_random=True) > 100
 
 
 # D: clients of very different smoothness ------------------------------------------------------------------------------

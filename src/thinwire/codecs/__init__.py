@@ -4,7 +4,7 @@
     >>> topk(1 / 64) | int4 | zstd == parse("topk(1/64) | int4 | zstd")
     True
     >>> (topk(1 / 64) | int4).layout(1_000_000)
-    {'value.scale': (torch.float32, 245), 'value.code': (torch.uint8, 7813), 'index': (torch.int32, 15625)}
+    {'value.scale': (torch.float32, 245), 'value.code': (torch.uint8, 7813), 'index': (torch.uint8, 15626)}
 
 To add one: its file here, its line in `CODECS`, its example in tests/conformance/test_codecs.py.
 """
@@ -47,6 +47,7 @@ from thinwire.codecs.feedback import (
     scallion,
 )
 from thinwire.codecs.fetchsgd import FetchSGD, fetchsgd
+from thinwire.codecs.filling import fill_demand
 from thinwire.codecs.fp8 import FP8, fp8
 from thinwire.codecs.hadamard import Hadamard, hadamard
 from thinwire.codecs.integer import Integer, int2, int3, int4, int6, int8
@@ -149,6 +150,7 @@ __all__ = [
     "encode",
     "feedback",
     "fetchsgd",
+    "fill_demand",
     "fp8",
     "fp16",
     "fp32",
@@ -195,33 +197,33 @@ CODECS: Mapping[str, Callable[..., Codec]] = {
     "fp32": FP32,
     "bf16": BF16,
     "fp16": FP16,
+    "fp8": fp8,
     "int8": int8,
-    "int4": int4,
-    "e3m0": e3m0,
-    "topk": TopK,
-    "dct": DCT,
-    "rotation": rotation,
-    "hadamard": hadamard,
-    "sketch": Sketch,
-    "layers": layers,
-    "zstd": zstd,
     "int6": int6,
+    "int4": int4,
     "int3": int3,
     "int2": int2,
     "e4m0": e4m0,
+    "e3m0": e3m0,
     "e2m0": e2m0,
-    "randk": RandK,
-    "fp8": fp8,
     "natural": natural,
     "qsgd": qsgd,
     "terngrad": terngrad,
     "sign": sign,
-    "kmeans": kmeans,
-    "cst": cst,
-    "rans": rans,
+    "topk": TopK,
+    "randk": RandK,
     "rows": rows,
+    "dct": DCT,
+    "rotation": rotation,
+    "hadamard": hadamard,
+    "sketch": Sketch,
+    "kmeans": kmeans,
     "pq": pq,
+    "cst": cst,
     "anchor_delta": anchor_delta,
+    "layers": layers,
+    "zstd": zstd,
+    "rans": rans,
 }
 
 #: Rounds of several exchanges, by the name they have in expressions.
@@ -257,7 +259,7 @@ _SHOWN = {
     "gmf": "gmf(topk(1/64))",
     "scallion": "scallion(int4(rounding='stochastic'))",
     "scafcom": "scafcom(topk(1/64))",
-    "frozen_adam": "frozen_adam(int4)",
+    "frozen_adam": "frozen_adam(switch(fp32, 1000, int4))",
     "randk": "randk(1/64)",
     "rows": "rows(1/8)",
     "dct": "dct(1/128)",

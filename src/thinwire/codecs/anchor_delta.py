@@ -17,6 +17,7 @@ Size    n bytes, and 8 a channel and layer, before the entropy coder.
 Source  Liu et al. 2024, arXiv:2310.07240 (CacheGen), sec. 5.2.
 Differs the paper fits its arithmetic coder a table for each channel and layer, which can take more room than the codes;
         we scale each channel instead. Its released code has no deltas at all.
+Avoid   without an entropy coder behind it, for updates, and at coarse steps: the anchors' 8 bits outweigh the gain.
 """
 
 from __future__ import annotations

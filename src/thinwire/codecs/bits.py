@@ -44,15 +44,15 @@ def pack(codes: Tensor, into: Tensor, at: tuple[int, int], block: int, bits: int
     at     (start, n): the codes are those of elements from `start` on, of n
     zero   the code that fills up
     """
-    start, n = at
+    (start, n), (rows, row) = at, codes.shape
     offset = 0
     for width, shift in planes(bits):
-        plane, mask = codes, (1 << width) - 1
+        plane, mask, size = codes, (1 << width) - 1, -(-row * width // 8)
         if width < bits:
             plane = torch.bitwise_right_shift(codes, shift, out=scratch("plane", codes.shape, torch.uint8))
             plane.bitwise_and_(mask)
-        rows = _packed(plane, width, zero >> shift & mask, scratch)
-        into[offset + start * width // 8 :][: rows.numel()] = rows.view(-1)
+        into_rows = into[offset + start * width // 8 :][: rows * size].view(rows, size)
+        _pack(plane, width, zero >> shift & mask, into_rows)
         offset += _plane_bytes(n, block, width)
 
 
@@ -67,7 +67,7 @@ def unpack(
     for width, shift in planes(bits):
         size = -(-row * width // 8)
         packed = field[offset + start * width // 8 :][: rows * size].view(rows, size)
-        plane = _unpacked(packed, width, scratch("plane", shape, torch.uint8) if shift else codes, scratch)
+        plane = _unpack(packed, width, scratch("plane", shape, torch.uint8) if shift else codes, scratch)
         if shift:
             codes.bitwise_or_(plane.bitwise_left_shift_(shift))
         offset += _plane_bytes(n, block, width)
@@ -78,24 +78,27 @@ def _plane_bytes(n: int, block: int, width: int) -> int:
     return n // block * (block * width // 8) + -(-(n % block) * width // 8)
 
 
-def _packed(codes: Tensor, bits: int, zero: int, scratch: Scratch) -> Tensor:
+def _pack(codes: Tensor, bits: int, zero: int, into: Tensor) -> None:
     """uint8 [rows, B] below 2^bits to uint8 [rows, ceil(B bits / 8)]."""
     per_byte = 8 // bits
     if missing := -codes.shape[1] % per_byte:
         codes = torch.nn.functional.pad(codes, (0, missing), value=zero)
-    packed, *others = codes.chunk(per_byte, dim=1)
+    first, *others = codes.chunk(per_byte, dim=1)
+    if not others:
+        into.copy_(first)
     for i, part in enumerate(others, start=1):
-        packed = torch.add(packed, part, alpha=1 << bits * i, out=scratch("packed", part.shape, torch.uint8))
-    return packed
+        torch.add(into if i > 1 else first, part, alpha=1 << bits * i, out=into)
 
 
-def _unpacked(packed: Tensor, bits: int, into: Tensor, scratch: Scratch) -> Tensor:
+def _unpack(packed: Tensor, bits: int, into: Tensor, scratch: Scratch) -> Tensor:
+    """The inverse: `into` is uint8 [rows, B]."""
     per_byte, mask = 8 // bits, (1 << bits) - 1
-    parts = []
-    for i in range(per_byte):
-        part = scratch(f"part {i}", packed.shape, torch.uint8)
+    parts = [scratch(f"part {i}", packed.shape, torch.uint8) for i in range(per_byte)]
+    torch.bitwise_and(packed, mask, out=parts[0])
+    for i, part in enumerate(parts[1:], start=1):
         torch.bitwise_right_shift(packed, bits * i, out=part)
-        parts.append(part.bitwise_and_(mask) if i < per_byte - 1 else part)
+        if i < per_byte - 1:
+            part.bitwise_and_(mask)
     if into.shape[1] == per_byte * packed.shape[1]:
         return torch.cat(parts, dim=1, out=into)
     return into.copy_(torch.cat(parts, dim=1)[:, : into.shape[1]])

@@ -13,6 +13,7 @@ Error   |x_tj - C(x)_tj| <= c_j s_t / 2. A channel that is zero for all tokens s
 Size    4 bytes a channel, 4 a token, and `bits` an element.
 Source  He et al. 2024, arXiv:2405.14256 (ZipCache), eq. 6 to 8.
 Differs their parameters are float16, which overflows for large activations and cannot be rounded outwards as far.
+Avoid   for updates, which need zero on the grid, and where channels are alike: int4 costs less.
 """
 
 from __future__ import annotations

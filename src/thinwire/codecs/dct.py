@@ -15,6 +15,7 @@ Differs the paper's chunks are the largest divisor up to 64 of each dimension, w
         are the coefficients; ours are divided by 64, so that no vector of float32 overflows. Our products are of whole
         numbers in double precision, all partial sums below 2^53: exact in any order, so that processors whose matrix
         products differ write and read the same bits; the price is a rounding to 2^-28 of a chunk's norm.
+Avoid   on deltas of few steps and parameters without smooth structure, where topk of the elements keeps more.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ Source  Rothchild et al. 2020, arXiv:2007.07682, Alg. 1.
 Differs cells of what was sent are set to zero, as the authors' code does; Alg. 1 subtracts the sketch of the update,
         which diverged in their practice. The learning rate is the optimizer's: the update is in the units of x, so a
         changed rate rescales what waits in E. Hashes are the same in all rounds, as sums over rounds must be.
+Avoid   with a fixed group and memory to spare: feedback(topk) sends less for the same error.
 """
 
 from __future__ import annotations

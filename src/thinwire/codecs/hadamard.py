@@ -20,6 +20,7 @@ Source  Vargaftik et al. 2021, arXiv:2105.08339 (DRIVE); Vargaftik et al. 2022, 
         Max 1960 (IRE Trans. Inf. Theory 6). The bound at 1 bit: Szarek 1976 (Studia Math. 58).
 Differs blocks of 4096 instead of one padded transform. Scales are float32, of z times the rotation's power of two.
         A block whose largest rotated element is below 2^-120 decodes to zeros.
+Avoid   for sparse vectors, whose zeros become noise, at one bit without averaging over many members or feedback.
 """
 
 from __future__ import annotations

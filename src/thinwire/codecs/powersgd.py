@@ -18,6 +18,8 @@ Differs the residual subtracts P P^T M_w, with the member's own Q: what this mem
         others span (a matrix of lower rank, or of zeros) becomes zero instead of noise, and its Q is drawn anew in the
         next round. Orthonormalisation and update are computed in one order of additions, so that processors of any
         kind hold the same bits. The first Q is uniform, not normal.
+Avoid   on models of vectors and small matrices, over Gloo or with members of unlike speed (two exchanges wait twice),
+        and where gradients are of high rank: small batches late in training.
 """
 
 from __future__ import annotations

@@ -15,6 +15,8 @@ Cost    2 K n operations a stage to encode (K entries); to decode, one look-up a
 Source  Jegou, Douze & Schmid 2011 (IEEE TPAMI 33: product quantisation); Chen, Guan & Wang 2010 (Sensors 10: residual
         stages); Hu et al. 2024, arXiv:2405.04966 (CodeFilling: numbers in a shared book between machines).
 Differs one book serves all places of the vector, which are alike in an update, where the first paper has one for each.
+Avoid   with error feedback, on links of more than about 100 Mbit/s, and where members cannot be given a book and
+        normal numbers are not what you have: hadamard makes them so.
 """
 
 from __future__ import annotations

@@ -12,6 +12,8 @@ Size    varies with the data: the entropy of each run's symbols, its table (at m
 Cost    100 to 150 million symbols a second to encode, 30 million to decode, on one processor core.
 Source  Duda 2013, arXiv:1311.2540 (asymmetric numeral systems); Bamler 2022, arXiv:2201.01741 (the coder we use).
 Differs the table holds the counts scaled to 8 or 16 bits, whichever is smaller in sum, and not to the coder's 24.
+Avoid   where the link is quicker than about 200 Mbit/s: a core decodes no faster; and on float32 values, whose lower
+        bytes are noise.
 """
 
 from __future__ import annotations

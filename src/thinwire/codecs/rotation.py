@@ -13,6 +13,7 @@ Cost    log2 B additions an element and two passes; 0.6 GB/s a core. As two matr
 Source  Ailon & Chazelle 2009 (SIAM J. Comput. 39); Suresh et al. 2017, arXiv:1611.00429, Sect. 3.
 Differs the transform adds and subtracts only, in one order: members of any kind get the same bits. Signs are new for
         every block.
+Avoid   before sparsifiers, which live on elements that stand out, and alone: it saves nothing by itself.
 """
 
 from __future__ import annotations

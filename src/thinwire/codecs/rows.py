@@ -16,6 +16,7 @@ Source  Muhamed et al. 2024, arXiv:2406.17660 (Grass), sec. 3: rows by norm, or 
 Differs Grass runs its optimizer on the rows it keeps and keeps the same ones for many steps; here they are a way to
         write a vector, chosen anew each time. It draws r rows with replacement; we draw r different ones by systematic
         sampling, which is no worse. How rows are weighed beside their norm is left open there.
+Avoid   where what matters is spread over all rows, and on models of few, wide or one-dimensional parameters.
 """
 
 from __future__ import annotations

@@ -16,6 +16,8 @@ Differs top-k instead of a ladder of thresholds. Bitmaps are joined; added bit b
         that two members share carry into their neighbours. Whole numbers instead of floats: sums are exact. What cannot
         be peeled is known before it is sent, and is left to the residual. Columns of 64 elements, not 1024, share their
         hashes: shards of a fragment would have too few blocks. Up to 255 members.
+Avoid   with two members (topk is smaller), and where members keep different elements, so that the union outgrows the
+        table.
 """
 
 from __future__ import annotations

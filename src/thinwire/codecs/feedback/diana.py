@@ -14,6 +14,7 @@ Absent  a member that is left out keeps its estimate, and the update has that in
 Source  Mishchenko, Gorbunov, Takac & Richtarik 2019, arXiv:1901.09269.
 Differs without the momentum and the proximal step of the paper. Nothing is encoded a second time on the way, since with
         omega above 1 what that drops would grow: with three members and more each sends its packet to all others.
+Avoid   with codecs of large variance, whose alpha is so small that estimates hardly move: ef21 takes contractive ones.
 """
 
 from __future__ import annotations

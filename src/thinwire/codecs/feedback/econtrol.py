@@ -6,8 +6,9 @@ One message serves both: the estimate h that follows the member's vector, and th
 
 State   own: the estimate h and the residual e, float32 [n] each; shared: the mean of all estimates. All begin at zero.
 Error   the sum of a member's estimates plus its residual is the sum of its vectors, as with `feedback`; and members'
-        data may differ, as with ef21. eta must be of the order of delta or smaller: above that the residual swings up
-        and diverges (pinned in tests/identities/test_feedback_convergence.py).
+        data may differ, as with ef21: then it bears steps at which `feedback` swings far out. Where data are alike it
+        is the other way round. eta must be of the order of delta or smaller: above that the residual swings up and
+        diverges (all three pinned in tests/identities/test_feedback_convergence.py).
 Cost    one decoding and five passes a round, 12n bytes of memory.
 Absent  as in ef21, residual included. A member that is left out has its old estimate in the update, and nobody owes the
         difference: its vector of that round is not known.

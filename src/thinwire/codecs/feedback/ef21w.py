@@ -10,7 +10,8 @@ Cost    that of ef21, and one pass.
 Absent  as in ef21; the weights of those who are there stay what they are.
 Source  Richtarik, Gasanov & Burlachenko 2024, arXiv:2402.10774 (Error Feedback Reloaded).
 Differs starts from zero, as ef21 does here. The paper shows too that EF21 without weights may take the larger step: at
-        equal steps the two need equally many rounds (tests/identities/test_feedback_convergence.py).
+        equal steps the two need equally many rounds, and with a codec that scales as its input does, such as topk, they
+        are one sequence to rounding (tests/identities/test_feedback_convergence.py).
 Avoid   where the members' smoothness is alike or not known: ef21 is the same without weights.
 """
 
