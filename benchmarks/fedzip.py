@@ -106,6 +106,11 @@ def several_updates(task: Task, seed: int, steps: int, updates: int, expression:
     return task.evaluate(model)["loss"]
 
 
+def cell(codec: str) -> str:
+    """An expression within a table."""
+    return "`" + codec.replace("|", "\\|") + "`" if codec != "nothing" else codec
+
+
 def spread(values: list[float], form: str) -> str:
     return f"{statistics.mean(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
@@ -129,7 +134,7 @@ def main() -> None:
         f"seeds {args.seeds}. thinwire {thinwire.__version__}, torch {torch.__version__}, "
         f"Python {platform.python_version()}, one thread.",
         "",
-        "| codec | rate, mean (lowest to highest) | if positions took their entropy and nothing else did "
+        "| codec | rate, mean (lowest to highest) | rate if positions took their entropy and all else nothing "
         "| error, share of the energy | validation loss |",
         "|---|---|---|---|---|",
     ]
@@ -137,7 +142,7 @@ def main() -> None:
         rates, errors, losses = ([run[name][i] for run in runs] for i in range(3))
         rate = "" if name == "nothing" else spread(rates, ".2f")
         lines.append(
-            f"| {name} | {rate} | {floor(name, n)} | {statistics.mean(errors):.4f} | {spread(losses, '.3f')} |"
+            f"| {cell(name)} | {rate} | {floor(name, n)} | {statistics.mean(errors):.4f} | {spread(losses, '.3f')} |"
         )
     lines += ["", f"Loss after {args.updates} updates of {args.steps} steps from the start:", ""]
     lines += ["| codec | without feedback | with feedback |", "|---|---|---|"]
@@ -146,7 +151,7 @@ def main() -> None:
             spread([several_updates(t, s, args.steps, args.updates, name, memory=m) for s, t in tasks.items()], ".3f")
             for m in ((False,) if name == "fp32" else (False, True))
         ]
-        lines.append(f"| {name} | {' | '.join(ends)} |")
+        lines.append(f"| {cell(name)} | {' | '.join([*ends, ''][:2])} |")
     text = "\n".join(lines)
     print(text)
     if args.out:

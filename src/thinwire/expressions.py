@@ -60,10 +60,11 @@ def options(entry: Callable[..., Any]) -> dict[str, object]:
     """The options an entry takes and their defaults; `inspect.Parameter.empty` where one must be given.
 
     An entry that is itself a codec, such as int8, is called to change what it already has. What an entry takes any
-    number of, such as the codecs of `layers`, is no option.
+    number of, such as the codecs of `layers`, is no option; nor are `shapes`, which a codec is fitted to.
     """
     signature = inspect.signature(entry)
-    parameters = {name: p for name, p in signature.parameters.items() if p.kind is not p.VAR_POSITIONAL}
+    told = {name: p for name, p in signature.parameters.items() if name != "shapes"}
+    parameters = {name: p for name, p in told.items() if p.kind is not p.VAR_POSITIONAL}
     return {name: getattr(entry, name, p.default) if p.default is None else p.default for name, p in parameters.items()}
 
 

@@ -10,6 +10,7 @@ from thinwire.aggregators import Aggregator, Mean
 from thinwire.codecs import ErrorFeedback, Feedback, How, Staged
 from thinwire.codecs.base import Codec
 from thinwire.codecs.precision import FP32
+from thinwire.codecs.stages import wants_feedback
 from thinwire.errors import ConfigError
 from thinwire.outer import NoStep, Outer
 from thinwire.payloads import Gradient, Payload
@@ -33,7 +34,7 @@ class Method:
     outer: Outer = field(default_factory=NoStep)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.codec, Feedback) and _wants_feedback(self.codec):
+        if not isinstance(self.codec, Feedback) and wants_feedback(self.codec):
             object.__setattr__(self, "codec", ErrorFeedback(self.codec))
         _check(self)
 
@@ -182,10 +183,6 @@ def _check(method: Method) -> None:
         )
     if method.feedback is not None:
         _check_feedback(method, method.feedback)
-
-
-def _wants_feedback(codec: Codec | Staged) -> bool:
-    return codec.traits.wants_feedback if isinstance(codec, Codec) else codec.wants_feedback
 
 
 def _adds_codes(codec: Codec | Staged) -> bool:

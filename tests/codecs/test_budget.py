@@ -9,7 +9,7 @@ import torch
 
 import thinwire
 from small import batch, loss_of, make_model
-from thinwire.codecs import Budget, budget, feedback, int4, int8, layers, parse, topk
+from thinwire.codecs import Budget, budget, feedback, int4, int8, layers, parse, powersgd, topk
 from thinwire.codecs.stages import Exchanged
 from thinwire.errors import ConfigError
 from thinwire.links.local import run
@@ -96,6 +96,64 @@ def test_options_have_their_effect():
     assert len(choice(small=4096)) == 1
 
 
+RANKS = tuple(powersgd(rank) for rank in (1, 2, 4, 8))
+
+
+def low_rank(seed: int) -> torch.Tensor:
+    """Matrices of rank 1 (loud), 6 and 3, and a little noise."""
+    g = torch.Generator().manual_seed(seed)
+    parts = []
+    for shape, rank, size in zip(SHAPES, (1, 0, 6, 3), (20.0, 1.0, 1.0, 1.0), strict=True):
+        if len(shape) == 1:
+            parts.append(torch.randn(shape, generator=g))
+            continue
+        fixed = torch.Generator().manual_seed(1000 + rank)  # the same space in all rounds: the warm start finds it
+        a, b = torch.randn(shape[0], rank, generator=fixed), torch.randn(rank, shape[1], generator=fixed)
+        parts.append(size * (a @ b) + 0.01 * torch.randn(shape, generator=g))
+    return torch.cat([part.reshape(-1) for part in parts])
+
+
+def test_ranks_of_powersgd():
+    """What has rank 1 gets rank 1, and the others more, at the error of one rank for all."""
+    codec = budget(*RANKS, like=2, window=2, small=0).fit(SHAPES)
+    uniform = powersgd(4).fit(SHAPES)
+    shared, alike, sizes, errors = {}, {}, [], []
+    for seed in range(8):
+        x = low_rank(seed)
+        result, stages = alone(codec, x, shared)
+        plain, plain_stages = alone(uniform, x, alike)
+        shared, alike = result.shared, plain.shared
+        assert len(stages) == (3 if seed < 2 else 2)
+        sizes.append((sum(len(s.vector) for s in stages[:2]), sum(len(s.vector) for s in plain_stages)))
+        errors.append((float((x - result.sent).square().sum()), float((x - plain.sent).square().sum())))
+    ranks = [RANKS[option].rank for option in shared["choice"].tolist()]
+    assert ranks[0] == 1
+    assert sizes[0][0] == sizes[0][1]
+    assert sizes[-1][0] < 0.9 * sizes[-1][1]
+    assert errors[-1][0] <= 1.05 * errors[-1][1]
+
+
+def test_all_members_choose_the_same_ranks():
+    method = every_step(codec=budget(powersgd(1), powersgd(2), limit=4.0, window=2, small=4))
+
+    def member(link):
+        model = torch.nn.Linear(12, 12)
+        torch.nn.init.zeros_(model.weight), torch.nn.init.zeros_(model.bias)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        g = torch.Generator().manual_seed(link.rank)
+        with thinwire.synchronize(model, optimizer, method, link) as sync:
+            for _ in range(5):
+                noise = 0.1 * torch.randn(12, 12, generator=g)
+                model.weight.grad = torch.randn(12, 1, generator=g) @ torch.ones(1, 12) + noise
+                model.bias.grad = torch.randn(12, generator=g)
+                optimizer.step()
+            return model.weight.detach().clone(), sync.state_dict()["fragments"][0]["carried"]["stages"]
+
+    results = run(3, member)
+    assert all(torch.equal(weight, results[0][0]) for weight, _ in results)
+    assert results[0][1]["choice"].tolist() == [0], "gradients of rank one, but for the noise"
+
+
 def test_unfitted_it_writes_a_vector_as_one_layer():
     x = torch.randn(4096)
     result, stages = alone(budget(int4, int8, window=1), x, {})
@@ -145,6 +203,10 @@ def test_the_expression():
     [
         (lambda: budget(topk(1 / 2)), r"a budget of 1 option\(s\)\n  expected  two codecs or more"),
         (lambda: budget(topk(1 / 2), 3), "a budget with option 3"),
+        (
+            lambda: budget(powersgd(1), topk(1 / 2)),
+            r"a budget with option TopK.*\n  expected  .*, or two ranks",
+        ),
         (lambda: budget(*SHARES, like=5), "like=5 of 5 options\n  expected  a whole number from 0 to 4"),
         (lambda: budget(*SHARES, save="time"), "save='time'\n  expected  save one of 'bytes', 'error'"),
         (lambda: budget(*SHARES, limit=0), "limit=0\n  expected  a number above 0"),

@@ -8,6 +8,7 @@ is. Bytes that have to change want a new WIRE_VERSION (docs/wire-format.md), new
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -75,6 +76,7 @@ def codec_of(name: str) -> Codec:
     return codec
 
 
+@cache
 def packets() -> dict[str, Packet]:
     """What the files hold."""
     header = Header(Kind.CONTRIBUTION, sender=2, fragment=1, round=7, context=0x0123456789ABCDEF, weight=96.0)

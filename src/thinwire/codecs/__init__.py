@@ -259,7 +259,7 @@ _SHOWN = {
     "gmf": "gmf(topk(1/64))",
     "scallion": "scallion(int4(rounding='stochastic'))",
     "scafcom": "scafcom(topk(1/64))",
-    "frozen_adam": "frozen_adam(switch(fp32, 1000, int4))",
+    "frozen_adam": "frozen_adam(switch(fp32, 1000, sign))",
     "randk": "randk(1/64)",
     "rows": "rows(1/8)",
     "dct": "dct(1/128)",

@@ -13,9 +13,12 @@ every layer is written as `like` says. A choice is left only for one that saves 
 Error   at most `limit` times that of the uniform setting, on the tensors measured.
 Size    that of the options chosen, and 8 bytes for each layer and option in rounds that measure.
 State   shared: the choice, the tables under way, a counter; alike on all members.
-Cost    a round that measures encodes and decodes every layer with every option.
+Cost    a round that measures encodes and decodes every layer with every option; of powersgd it takes the eigenvalues
+        of M M^T.
 Source  Alimohammadi et al. 2022, arXiv:2210.17357 (L-GreCo): its dynamic programme, window of 10 and refresh of 100.
-Differs squares of errors are added, which is what error feedback's theory adds up; norm="plain" adds norms as L-GreCo
+Differs options are codecs, or ranks of powersgd: budget(powersgd(1), powersgd(2), powersgd(4)). A rank's error is what
+        the singular values beyond it hold, which the warm start comes near; where ranks change, Q is drawn anew.
+        Squares of errors are added, which is what error feedback's theory adds up; norm="plain" adds norms as L-GreCo
         does. All members measure, not one; sizes are exact, not ranks times rows and columns. rule="proportional" is a
         control: all layers may lose the same share of their energy (save="bytes") or take bytes in proportion to their
         elements (save="error"), as much as keeps to the limit.
@@ -37,8 +40,9 @@ from thinwire.aggregators import Mean
 from thinwire.codecs.allocation import Choice, Table, allocate, in_proportion, total
 from thinwire.codecs.base import Codec, Shapes
 from thinwire.codecs.layers import Layers
+from thinwire.codecs.powersgd import PowerSGD
 from thinwire.codecs.precision import fp32
-from thinwire.codecs.stages import Result, Stage, Staged, Stages, Tensors
+from thinwire.codecs.stages import Result, Stage, Staged, Stages, Tensors, is_contractive, wants_feedback
 from thinwire.errors import ConfigError
 from thinwire.randomness import mix
 
@@ -47,6 +51,8 @@ Norm = Literal["squared", "plain"]
 Rule = Literal["dynamic", "proportional"]
 
 _MOST = float(np.finfo(np.float32).max)  # a norm may overflow float32; its square does not overflow float64
+_INNER = "powersgd."  # before the names of what powersgd remembers
+_WHOLE = 1 << 30  # a rank at which nothing is saved: the parameter goes as it is
 _DWELL = 0.95  # a new choice must cost at most this share of the one in force
 
 
@@ -65,7 +71,7 @@ class Budget(Staged):
     small    elements below which a parameter is written as it is
     """
 
-    options: tuple[Codec, ...]
+    options: tuple[Codec | PowerSGD, ...]
     like: int
     save: Save = "bytes"
     limit: float = 1.0
@@ -77,11 +83,12 @@ class Budget(Staged):
     shapes: Shapes = ()
 
     def __post_init__(self) -> None:
-        strangers = [option for option in self.options if not isinstance(option, Codec)]
+        ranks = bool(self.options) and isinstance(self.options[0], PowerSGD)
+        strangers = [option for option in self.options if not isinstance(option, PowerSGD if ranks else Codec)]
         if strangers or len(self.options) < 2:
             raise ConfigError(
                 f"a budget with option {strangers[0]!r}" if strangers else f"a budget of {len(self.options)} option(s)",
-                expected="two codecs or more to choose from",
+                expected="two codecs or more to choose from, or two ranks of powersgd or more",
                 mend="write budget(topk(1/200), topk(1/100), topk(1/50)); error feedback goes around it",
             )
         for name, choices in (("save", Save), ("norm", Norm), ("rule", Rule)):
@@ -117,11 +124,11 @@ class Budget(Staged):
 
     @property
     def wants_feedback(self) -> bool:
-        return any(option.traits.wants_feedback for option in self.options)
+        return any(wants_feedback(option) for option in self.options)
 
     @property
     def contractive(self) -> bool:
-        return all((option.contraction(1 << 16) or 0) > 0 for option in self.options)
+        return all(is_contractive(option) for option in self.options)
 
     def fit(self, shapes: Shapes) -> Budget:
         return replace(self, shapes=shapes)
@@ -131,8 +138,14 @@ class Budget(Staged):
         large = _large(shapes, self.small if self.shapes else 0)
         number = int(shared["number"]) if shared else 0
         choice = shared["choice"].cpu().numpy() if shared else np.full(len(large), self.like)
-        combined, sent = yield Stage(x, self.written(choice, shapes))
-        after = {"number": torch.tensor(number + 1), "choice": torch.from_numpy(choice.copy())}
+        how = self.written(choice, shapes)
+        if isinstance(how, Staged):
+            inner = {name.removeprefix(_INNER): held for name, held in shared.items() if name.startswith(_INNER)}
+            result = yield from how.run(x, inner, key)
+        else:
+            result = Result(*(yield Stage(x, how)), {})
+        after = {_INNER + name: held for name, held in result.shared.items()}
+        after |= {"number": torch.tensor(number + 1), "choice": torch.from_numpy(choice.copy())}
         if large and self._measures(number):
             table, _ = yield Stage(self.measure(x, shapes, key), rule=Mean())
             total = table + shared["table"] if "table" in shared else table
@@ -140,17 +153,27 @@ class Budget(Staged):
                 after["table"] = total
             else:
                 after["choice"] = torch.from_numpy(self.choose(total.double().cpu().numpy(), choice))
-        return Result(combined, sent, after)
+        return replace(result, shared=after)
 
     def _measures(self, number: int) -> bool:
         """Whether round `number` is in a window: the first rounds, and the last ones before every refresh."""
         return number < self.window or (number - self.window) % self.refresh >= self.refresh - self.window
 
-    def written(self, choice: Choice, shapes: Shapes) -> Layers:
+    def written(self, choice: Choice, shapes: Shapes) -> Layers | PowerSGD:
         """The codec of a choice, one option for every parameter that is not small, in order."""
-        picked = tuple(self.options[option] for option in choice) or (fp32,)
+        first, small = self.options[0], self.small if self.shapes else 0
+        if isinstance(first, PowerSGD):
+            chosen = dict(zip(_large(shapes, small), choice, strict=True))
+            ranks = [self._rank(chosen[i]) if i in chosen else _WHOLE for i in range(len(shapes))]
+            return replace(first, ranks=tuple(ranks)).fit(shapes)
+        picked = tuple(option for option in (self.options[i] for i in choice) if isinstance(option, Codec)) or (fp32,)
         label = f"budget(#{hashlib.blake2b(choice.tobytes(), digest_size=4).hexdigest()})"
-        return replace(Layers(picked, self.small if self.shapes else 0).fit(shapes), label=label)
+        return replace(Layers(picked, small).fit(shapes), label=label)
+
+    def _rank(self, option: int) -> int:
+        chosen = self.options[option]
+        assert isinstance(chosen, PowerSGD)
+        return chosen.rank
 
     def measure(self, x: Tensor, shapes: Shapes, key: int) -> Tensor:
         """What every option would lose and write.
@@ -165,12 +188,11 @@ class Budget(Staged):
             start += len(piece)
             if number in wanted:
                 errors, sizes = [], []
-                for option, codec in enumerate(codec.fit((shape,)) for codec in self.options):
-                    fields = codec.encode(piece, mix(key, number, option))
-                    decoded = codec.decode(fields, len(piece), mix(key, number, option))
-                    errors.append((piece - decoded).norm())
-                    sizes.append(float(sum(field.numel() * field.element_size() for field in fields.values())))
-                rows.append(torch.stack([*errors, *x.new_tensor(sizes), piece.norm()]))
+                for option, how in enumerate(self.options):
+                    error, size = _lost(how, piece, shape, mix(key, number, option))
+                    errors.append(error)
+                    sizes.append(size)
+                rows.append(x.new_tensor([*errors, *sizes, float(piece.norm())]))
         return torch.cat(rows)
 
     def choose(self, table: Table, current: Choice) -> Choice:
@@ -190,13 +212,23 @@ class Budget(Staged):
         return np.asarray(current if keeps else chosen, dtype=np.int64)
 
 
+def _lost(how: Codec | PowerSGD, piece: Tensor, shape: tuple[int, ...], key: int) -> tuple[float, int]:
+    """The norm of what an option loses of a parameter, and the bytes that it writes."""
+    if isinstance(how, PowerSGD):
+        return how.expected(piece, shape)
+    codec = how.fit((shape,))
+    fields = codec.encode(piece, key)
+    error = piece - codec.decode(fields, len(piece), key)
+    return float(error.norm()), sum(field.numel() * field.element_size() for field in fields.values())
+
+
 def _large(shapes: Shapes, small: int) -> list[int]:
     """Numbers of the parameters that are not small: those that `Layers` does not write as they are."""
     return [number for number, shape in enumerate(shapes) if len(shape) > 1 and math.prod(shape) >= small]
 
 
 def budget(
-    *options: Codec, like: int | None = None, save: Save = "bytes", limit: float = 1.0, refresh: int = 100,
+    *options: Codec | PowerSGD, like: int | None = None, save: Save = "bytes", limit: float = 1.0, refresh: int = 100,
     window: int = 10, norm: Norm = "squared", rule: Rule = "dynamic", small: int = 1024,
 ) -> Budget:  # fmt: skip
     """Choose for every layer: `budget(topk(1/200), topk(1/100), topk(1/50))`; the one in the middle sets the limit."""

@@ -45,10 +45,11 @@ _SPANNED = 1e-5  # of a column's norm: what is left of less than this after proj
 
 @dataclass(frozen=True)
 class _Group:
-    """Matrices of one shape: [count, rows, cols], and where each begins in the vector."""
+    """Matrices of one shape and rank: [count, rows, cols], and where each begins in the vector."""
 
     rows: int
     cols: int
+    rank: int
     starts: tuple[int, ...]
 
     def matrix(self, x: Tensor, start: int) -> Tensor:
@@ -70,12 +71,14 @@ class PowerSGD(Staged):
     warm     start from the last round's Q; otherwise from a new random one each round, which loses more
     factors  codec that the factors, and what goes with them, are written with
     shapes   of the parameters that the vector is made of (see Staged.fit); not part of the expression
+    ranks    of each of them, where a budget has chosen; otherwise all have `rank`
     """
 
     rank: int = 2
     warm: bool = True
     factors: Codec = fp32
     shapes: Shapes = field(default=(), repr=False)
+    ranks: tuple[int, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.rank, int) or isinstance(self.rank, bool) or self.rank < 1:
@@ -118,11 +121,11 @@ class PowerSGD(Staged):
         update, mine = torch.empty_like(x), torch.empty_like(x)
         thin = len(combined) - len(plain)
         update[plain], mine[plain] = combined[thin:], sent[thin:]
-        ps = [_orthonormal(p) for p in _cut(combined, [(len(g.starts), self.rank, g.rows) for g in groups])]
+        ps = [_orthonormal(p) for p in _cut(combined, [(len(g.starts), g.rank, g.rows) for g in groups])]
         # As P^T M, and not M^T P: a transposed view of M is many times slower on a processor.
         qs = [torch.matmul(p, m) for p, m in zip(ps, matrices, strict=True)]  # [count, r, cols]
         combined, sent = yield Stage(_joined(qs), self.factors)
-        shapes = [(len(g.starts), self.rank, g.cols) for g in groups]
+        shapes = [(len(g.starts), g.rank, g.cols) for g in groups]
         for group, p, q, own in zip(groups, ps, _cut(combined, shapes), _cut(sent, shapes), strict=True):
             for start, p_one, q_one, own_one in zip(group.starts, p, q, own, strict=True):  # [r, rows], [r, cols]
                 _product(p_one, q_one, out=group.matrix(update, start))
@@ -131,12 +134,12 @@ class PowerSGD(Staged):
 
     def _start(self, groups: list[_Group], shared: Tensors, key: int, device: torch.device) -> list[Tensor]:
         """The Q of each group, transposed: [count, r, cols]. Rows of zeros, which would stay so, are drawn anew."""
-        shapes = [(len(g.starts), self.rank, g.cols) for g in groups]
+        shapes = [(len(g.starts), g.rank, g.cols) for g in groups]
         count = sum(map(math.prod, shapes))
         drawn = random_bytes(mix(key, 0), 2 * count, device).view(torch.int16).float().add_(0.5).mul_(2.0**-16)
         fresh = _cut(drawn, shapes)
         if "q" not in shared or len(shared["q"]) != count:
-            return fresh
+            return fresh  # other ranks than in the last round, too
         started = []
         for q, new in zip(_cut(shared["q"], shapes), fresh, strict=True):
             largest = q.abs().amax(dim=2, keepdim=True)
@@ -145,16 +148,40 @@ class PowerSGD(Staged):
 
     def _groups(self, n: int) -> list[_Group]:
         """The matrices worth factoring, by shape; none if the vector is not made of the shapes."""
-        found: dict[tuple[int, int], list[int]] = {}
+        found: dict[tuple[int, int, int], list[int]] = {}
         sizes = [math.prod(shape) for shape in self.shapes]
         if sum(sizes) != n:
             return []
-        for shape, size, start in zip(self.shapes, sizes, itertools.accumulate(sizes, initial=0), strict=False):
-            rows = shape[0] if len(shape) > 1 else 1
-            cols = size // max(1, rows)
-            if rows > 1 and (rows + cols) * self.rank * _WORTH <= size:
-                found.setdefault((rows, cols), []).append(start)
-        return [_Group(rows, cols, tuple(starts)) for (rows, cols), starts in found.items()]
+        ranks = self.ranks or (self.rank,) * len(sizes)
+        starts = itertools.accumulate(sizes, initial=0)
+        for shape, size, rank, start in zip(self.shapes, sizes, ranks, starts, strict=False):
+            rows, cols = _matrix(shape)
+            if rows > 1 and (rows + cols) * rank * _WORTH <= size:
+                found.setdefault((rows, cols, rank), []).append(start)
+        return [_Group(rows, cols, rank, tuple(starts)) for (rows, cols, rank), starts in found.items()]
+
+    def expected(self, piece: Tensor, shape: tuple[int, ...]) -> tuple[float, int]:
+        """For a budget: the norm that a parameter loses at this rank, at least, and the bytes of its factors.
+
+        piece  float32, the parameter's elements; what it loses is what its singular values beyond the rank hold
+        """
+        rows, cols = _matrix(shape)
+        if rows <= 1 or (rows + cols) * self.rank * _WORTH > piece.numel():
+            return 0.0, _bytes(self.factors, piece.numel())
+        matrix = piece.view(rows, cols).double()
+        squares = torch.linalg.eigvalsh(matrix @ matrix.t() if rows <= cols else matrix.t() @ matrix)  # ascending
+        lost = squares[: max(0, len(squares) - self.rank)].clamp(min=0).sum()
+        return float(lost.sqrt()), _bytes(self.factors, (rows + cols) * self.rank)
+
+
+def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Rows and columns of a parameter seen as a matrix; a vector has one row."""
+    rows = shape[0] if len(shape) > 1 else 1
+    return rows, math.prod(shape) // max(1, rows)
+
+
+def _bytes(codec: Codec, n: int) -> int:
+    return sum(dtype.itemsize * count for dtype, count in codec.layout(n).values())
 
 
 def _rest(n: int, groups: list[_Group], device: torch.device) -> Tensor:

@@ -123,6 +123,11 @@ class Staged(ABC):
         )
 
 
+def wants_feedback(codec: Codec | Staged) -> bool:
+    """Whether it needs error feedback to converge."""
+    return codec.traits.wants_feedback if isinstance(codec, Codec) else codec.wants_feedback
+
+
 def is_contractive(codec: Codec | Staged) -> bool:
     """Whether a delta above zero is claimed."""
     if isinstance(codec, Staged):

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from thinwire.codecs.base import Codec, Shapes
-from thinwire.codecs.stages import Result, Stage, Staged, Stages, Tensors, is_contractive
+from thinwire.codecs.stages import Result, Stage, Staged, Stages, Tensors, is_contractive, wants_feedback
 from thinwire.codecs.topk import TopK, warmup_shares
 from thinwire.errors import ConfigError
 
@@ -57,8 +57,7 @@ class Switch(Staged):
 
     @property
     def wants_feedback(self) -> bool:
-        then = self.then.traits.wants_feedback if isinstance(self.then, Codec) else self.then.wants_feedback
-        return then or self.first.traits.wants_feedback
+        return wants_feedback(self.first) or wants_feedback(self.then)
 
     @property
     def contractive(self) -> bool:

@@ -21,7 +21,8 @@ def updated(combined: Tensor, shared: Tensors, share: float) -> tuple[Tensor, Te
     """The mean change of members' variates and their mean before it: the update [n]; and C after the round."""
     if not shared:
         return combined, {"control": combined * share}
-    return combined + shared["control"], {"control": shared["control"].add(combined, alpha=share)}
+    # A product and a sum, rounded one by one: shared state is to be alike on all processors.
+    return combined + shared["control"], {"control": shared["control"] + combined * share}
 
 
 def drift_of(own: Tensors, shared: Tensors) -> Tensor | None:

@@ -11,11 +11,12 @@ State   own: u and v; shared: M, and the number of rounds; float32 [n] each. A m
         and v, and takes the others' mean into M. One that joins begins with the others' M.
 Error   tau=0 is dgc to the bit.
 Cost    dgc's, one more selection, three passes; 12n bytes of memory.
-Source  the public repository global-momentum-fusion-fl (the paper's figure and its older code path have the sum as
-        above; a newer one adds the magnitudes): tau to 0.6 in ten equal stages over 220 rounds, beta 0.9.
-Differs `rounds` spreads the ten stages from tau 0 to the whole of it, stage s at tau s / 9: the spacing is our reading.
-        As dgc: v keeps what the codec rounded off.
-Avoid   where members' data are alike: dgc does the same with less memory and one selection less.
+Source  Kuo, Kuo & Lin 2022, arXiv:2211.09320, and their repository global-momentum-fusion-fl: tau to 0.6 in ten equal
+        stages over 220 rounds, beta 0.9. The sum is that of their older code; a newer one adds magnitudes.
+Differs `rounds` spreads their ten stages, stage s at tau s / 9, of which they round the third digit up. As dgc: v keeps
+        what the codec rounded off.
+Avoid   where members' data are alike: dgc does the same with less memory and one selection less; and a large tau from
+        the start, with which the entries chosen first stay chosen while all others wait: let it rise over `rounds`.
 """
 
 from __future__ import annotations
@@ -91,7 +92,8 @@ class GMF(Feedback):
         return left_over(held["all"], held, sent, masking=True)
 
     def receive(self, combined: Tensor, shared: Tensors, share: float) -> tuple[Tensor, Tensors]:
-        moved = combined.add(shared["global"], alpha=self.beta) if shared else combined
+        # A product and a sum, rounded one by one: shared state is to be alike on all processors.
+        moved = combined + shared["global"] * self.beta if shared else combined
         rounds = shared["rounds"] if shared else torch.zeros((), dtype=torch.int64)
         return combined, {"global": moved, "rounds": rounds + 1}
 
