@@ -134,10 +134,9 @@ class TopK(Codec):
 
     def _positions(self, x: Tensor) -> Tensor:
         """Of what is kept, ascending; int64 [k]."""
-        k = self._kept(len(x))
-        if k == len(x):
-            return torch.arange(k, device=x.device)
-        return _largest(x, k) if self.block is None else _largest_in_blocks(x, self.share, self.block)
+        if self.block is None or self._kept(len(x)) == len(x):
+            return largest(x, self._kept(len(x)))
+        return _largest_in_blocks(x, self.share, self.block)
 
     def _kept(self, n: int) -> int:
         if self.block is None:
@@ -162,8 +161,10 @@ def warmup_shares(final: float, stages: int) -> tuple[float, ...]:
     return tuple(max(final ** ((stage + 1) / (stages + 1)), final) for stage in range(stages))
 
 
-def _largest(x: Tensor, k: int) -> Tensor:
-    """Positions of the k largest magnitudes, of equals the first, ascending; int64 [k], 0 < k < n."""
+def largest(x: Tensor, k: int) -> Tensor:
+    """Positions of the k largest magnitudes, of equals the first, ascending; int64 [k], k <= n."""
+    if k == len(x):
+        return torch.arange(k, device=x.device)
     candidates = _candidates(x, k) if x.device.type == "cpu" else None
     if candidates is None:
         return _largest_in_rows(_magnitude(x).unsqueeze(0), k)
