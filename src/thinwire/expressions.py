@@ -44,6 +44,9 @@ _ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
 }
 
 
+_FITTED = ("shapes", "ranks")  # given by a model or a budget, not by a person
+
+
 def evaluate(expression: str, words: Words) -> object:
     """The value of an expression: what the entries of `words` return, joined with |.
 
@@ -60,10 +63,10 @@ def options(entry: Callable[..., Any]) -> dict[str, object]:
     """The options an entry takes and their defaults; `inspect.Parameter.empty` where one must be given.
 
     An entry that is itself a codec, such as int8, is called to change what it already has. What an entry takes any
-    number of, such as the codecs of `layers`, is no option; nor are `shapes`, which a codec is fitted to.
+    number of, such as the codecs of `layers`, is no option; nor is what a codec is fitted to.
     """
     signature = inspect.signature(entry)
-    told = {name: p for name, p in signature.parameters.items() if name != "shapes"}
+    told = {name: p for name, p in signature.parameters.items() if name not in _FITTED}
     parameters = {name: p for name, p in told.items() if p.kind is not p.VAR_POSITIONAL}
     return {name: getattr(entry, name, p.default) if p.default is None else p.default for name, p in parameters.items()}
 
