@@ -11,6 +11,9 @@ masking=False) is SGD with momentum, which the first two are to be compared with
 held-out windows; bytes are what the link's meter counted a member to send, handshake and evaluation left out. Tokens
 are equal, so what differs is the codec.
 
+Left out are what cannot change the loss (lossless stages: their rates are in results/codecs.md), what is made for
+caches, and second variants of a codec; --only runs any of them.
+
 A run that is done is a line of results/codec_training.jsonl and is not done again unless --again says so; from all
 lines with the present settings results/codec_training.md and .png are drawn. About 6 seconds a run on one core.
 """
@@ -47,6 +50,12 @@ MEMBERS, STEPS, EVERY, BATCH, CONTEXT, LR, WARMUP, MOMENTUM = 4, 120, 6, 8, 32, 
 METHODS = {"ddp": thinwire.every_step(), "diloco": thinwire.diloco(every=EVERY, momentum=MOMENTUM)}
 #: What is a part of the optimizer itself has plain SGD behind it, at this learning rate, and only in every step.
 SGD_LR = {"frozen_adam": LR, "dgc": 0.3, "gmf": 0.3}
+_LEFT_OUT = {
+    "fp16", "int8(rounding='stochastic')", "int6", "int4(grid='zero')", "int2(grid='minmax')",
+    "e3m0(rounding='stochastic')", "e4m0", "topk(1/100, block=4096)", "topk(1/64) | int4 | zstd",
+    "fp8(format='e5m2')", "qsgd(levels=16, norm='max', code='elias')", "terngrad", "rows(1/8, sampled=True)", "pq",
+    "cst(128)", "anchor_delta(128) | rans", "zstd", "rans", "bf16 | zstd", "int8 | zstd", "int4 | rans",
+}  # fmt: skip
 _HEADINGS = {"ddp": "every step", "diloco": f"DiLoCo, every {EVERY}"}
 
 Run = dict[str, Any]
@@ -220,7 +229,7 @@ def main() -> None:
     old = [json.loads(text) for text in file.read_text().splitlines()] if file.exists() else []
     runs = {_key(line): line for line in old}
     corpus = split(byte_tokens(documents(args.data)), context=CONTEXT, data=args.data)
-    for expression in args.only or expressions():
+    for expression in args.only or [each for each in expressions() if each not in _LEFT_OUT]:
         for name in METHODS:
             for seed in range(args.seeds):
                 wanted = {"settings": settings(args.data), "method": name, "codec": expression, "seed": seed}
