@@ -143,7 +143,7 @@ class Budget(Staged):
             inner = {name.removeprefix(_INNER): held for name, held in shared.items() if name.startswith(_INNER)}
             result = yield from how.run(x, inner, key)
         else:
-            result = Result(*(yield Stage(x, how)), {})
+            result = Result(*(yield Stage(x, how, whole=True)), {})
         after = {_INNER + name: held for name, held in result.shared.items()}
         after |= {"number": torch.tensor(number + 1), "choice": torch.from_numpy(choice.copy())}
         if large and self._measures(number):
