@@ -39,8 +39,8 @@ class Halves(Staged):
 
     def run(self, x: Tensor, shared: Tensors, key: int) -> Stages:
         middle = len(x) // 2
-        first = yield Stage(x[:middle], self.codec)
-        second = yield Stage(x[middle:], self.codec)
+        first = yield Stage(x[:middle], self.codec, whole=True)
+        second = yield Stage(x[middle:], self.codec, whole=True)
         count = shared.get("count", torch.tensor(0)) + 1
         combined, sent = (torch.cat(halves) for halves in zip(first, second, strict=True))
         return Result(combined, sent, {"count": count})
@@ -257,6 +257,19 @@ def test_the_owner_of_a_shard_that_abstains_has_sent_what_it_owed_of_it():
 
     # Round 0: 1 is sent as 1/2, their mean 1/2 as 1/4. Round 1: 2 1/2 is sent as 1 1/4, with 1/4 of before as 3/4.
     assert run(3, member) == [([0.25, 0.75], owed, 0.75) for owed in (1.25, 0.5, 1.25)]
+
+
+@pytest.mark.parametrize("members", [2, 3])
+def test_what_waits_of_a_member_that_weighs_nothing_stays_as_it_was(members):
+    def member(link):
+        carried, owed = Carried(), []
+        for number, weight in enumerate((1.0, 1.0 if link.rank else 0.0)):
+            ex = exchange(link, ErrorFeedback(Half()), WeightedMean(), number=number)
+            carried = combine(ex, torch.ones(768), weight, carried, None).carried
+            owed.append(float(carried.own["residual"][0]))
+        return owed
+
+    assert run(members, member) == [[0.5, 0.5]] + [[0.5, 0.75]] * (members - 1)
 
 
 @pytest.mark.parametrize("members", [3, 4])

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from thinwire import rounds
 from thinwire.buffers import BufferRows, Buffers, average
+from thinwire.codecs import Staged
 from thinwire.collectives import NO_SAMPLES, NOBODY_FINITE, OVERFLOW, Carried, Combined, gather_packets
 from thinwire.errors import ConfigError, DivergedError, LinkError, PeerLost
 from thinwire.fragments import Fragments, digest
@@ -291,14 +292,16 @@ class Synchronizer:
     def _keep_what_is_ours(self, ours: bool) -> None:
         """Error memories are of one member in one group: the neutral value is none.
 
-        Where members know the mean of each other's memories, one that comes without its own makes all begin anew.
+        Where members know the mean of each other's memories, one that comes without its own makes all begin anew. So it
+        is over islands with what stages remember: leaders have it alone, and others may lead now.
         """
         feedback = self._method.feedback
         tracks = feedback is not None and feedback.tracks
-        if tracks and not all_of(self._link, ours):
-            self._carry(lambda carried: replace(carried, own={}, dropped={}, shared={}))
-        elif not ours:
-            self._carry(lambda carried: replace(carried, own={}, dropped={}))
+        leads = isinstance(self._method.bare_codec, Staged) and isinstance(self._method.topology, Islands)
+        forgotten = set() if ours else {"own", "dropped"}
+        if (tracks or leads) and not all_of(self._link, ours):
+            forgotten |= {"own", "dropped", "shared"} if tracks else {"stages"}
+        self._carry(lambda carried: replace(carried, **{name: {} for name in forgotten}))
 
     def _carry(self, change: Callable[[Carried], Carried]) -> None:
         """Change what is remembered, and what rounds under way will bring."""

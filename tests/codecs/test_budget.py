@@ -212,6 +212,11 @@ def test_the_expression():
         (lambda: budget(*SHARES, limit=0), "limit=0\n  expected  a number above 0"),
         (lambda: budget(*SHARES, window=0), "window=0 with refresh=100"),
         (lambda: budget(*SHARES, window=9, refresh=8), "window=9 with refresh=8"),
+        (lambda: budget(*SHARES, window=1.5, refresh=2.5), "window=1.5 with refresh=2.5\n  expected  whole numbers"),
+        (lambda: budget(*SHARES, window="9"), "window='9' with refresh=100"),
+        (lambda: budget(*SHARES, like=True), "like=True of 5 options"),
+        (lambda: budget(*SHARES, limit="1"), "limit='1'\n  expected  a number above 0"),
+        (lambda: budget(*SHARES, small=-1), "small=-1\n  expected  a whole number of at least 0"),
         (lambda: budget(*SHARES) | int8, r"budget\(.* \| ...: it is no codec but a round of several exchanges"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -115,6 +116,17 @@ def test_any_bytes_come_back(runs: list[tuple[int, int]], segment: int) -> None:
 def test_it_goes_around_the_whole_chain_however_it_is_joined() -> None:
     assert topk(1 / 4) | (int4 | rans) == (topk(1 / 4) | int4) | rans == parse("topk(1/4) | int4 | rans")
     assert rans() == rans == fp32 | rans == parse("rans")
+
+
+@pytest.mark.parametrize("last", [zstd, rans])
+def test_what_looks_at_the_selection_before_it_finds_it(last: Codec) -> None:
+    for expression in ("dgc(topk(1/64) | int4 | {})", "gmf(topk(1/64) | {})", "feedback(warmup(topk(1/64) | {}, 10))"):
+        memory = parse(expression.format(last.spec.removeprefix("fp32 | ")))
+        assert parse(memory.spec) == memory
+    chain = topk(1 / 64) | int4 | last
+    assert chain.selects
+    assert chain.selection == topk(1 / 64)
+    assert chain.lead(lambda codec: replace(codec, share=1 / 4)) == topk(1 / 4) | int4 | last
 
 
 @pytest.mark.parametrize("second", [zstd, rans])

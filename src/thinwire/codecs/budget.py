@@ -98,19 +98,25 @@ class Budget(Staged):
                     expected=f"{name} one of {', '.join(map(repr, get_args(choices)))}",
                     mend=f"leave it out for {get_args(choices)[0]!r}",
                 )
-        if not 0 <= self.like < len(self.options):
+        if not (_whole(self.like) and self.like < len(self.options)):
             raise ConfigError(
                 f"budget: like={self.like!r} of {len(self.options)} options",
                 expected=f"a whole number from 0 to {len(self.options) - 1}: the option that sets the limit",
                 mend="leave it out for the one in the middle",
             )
-        if not 0 < self.limit < math.inf:
+        if isinstance(self.limit, bool) or not (isinstance(self.limit, int | float) and 0 < self.limit < math.inf):
             raise ConfigError(f"budget: limit={self.limit!r}", expected="a number above 0", mend="leave it out for 1")
-        if not 1 <= self.window <= self.refresh:
+        if not (_whole(self.window) and _whole(self.refresh) and 1 <= self.window <= self.refresh):
             raise ConfigError(
                 f"budget: window={self.window!r} with refresh={self.refresh!r}",
-                expected="a window of at least one round, not longer than a refresh",
+                expected="whole numbers: a window of at least one round, not longer than a refresh",
                 mend="leave them out for 10 and 100",
+            )
+        if not _whole(self.small):
+            raise ConfigError(
+                f"budget: small={self.small!r}",
+                expected="a whole number of at least 0: elements below which a parameter is written as it is",
+                mend="leave it out for 1024",
             )
 
     @property
@@ -147,7 +153,7 @@ class Budget(Staged):
             inner = {name.removeprefix(_INNER): held for name, held in shared.items() if name.startswith(_INNER)}
             result = yield from how.run(x, inner, key)
         else:
-            result = Result(*(yield Stage(x, how)), {})
+            result = Result(*(yield Stage(x, how, whole=True)), {})
         after = {_INNER + name: held for name, held in result.shared.items()}
         after |= {"number": torch.tensor(number + 1), "choice": torch.from_numpy(choice.copy())}
         if large and self._measures(number):
@@ -224,6 +230,11 @@ def _lost(how: Codec | PowerSGD, piece: Tensor, shape: tuple[int, ...], key: int
     fields = codec.encode(piece, key)
     error = piece - codec.decode(fields, len(piece), key)
     return float(error.norm()), sum(field.numel() * field.element_size() for field in fields.values())
+
+
+def _whole(value: object) -> bool:
+    """Whether it is a whole number of at least 0."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _large(shapes: Shapes, small: int) -> list[int]:

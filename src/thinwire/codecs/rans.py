@@ -19,7 +19,7 @@ Avoid   where the link is quicker than about 200 Mbit/s: a core decodes no faste
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -108,6 +108,17 @@ class Rans(Codec):
 
     def fit(self, shapes: Shapes) -> Codec:
         return replace(self, inner=self.inner.fit(shapes))
+
+    @property
+    def leads(self) -> tuple[Codec, ...]:
+        return self.inner.leads
+
+    def lead(self, change: Callable[[Codec], Codec]) -> Codec:
+        return replace(self, inner=self.inner.lead(change))
+
+    @property
+    def selection(self) -> Codec:
+        return self.inner.selection
 
     def part(self, begin: int, end: int) -> Codec:
         return replace(self, inner=self.inner.part(begin, end))

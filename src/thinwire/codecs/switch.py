@@ -79,7 +79,7 @@ class Switch(Staged):
         how = self.first if done < self.rounds else self.then
         inner = {name.removeprefix(_INNER): held for name, held in shared.items() if name.startswith(_INNER)}
         if isinstance(how, Codec):
-            result = Result(*(yield Stage(x, how)), inner)
+            result = Result(*(yield Stage(x, how, whole=True)), inner)
         else:
             result = yield from how.run(x, inner, key)
         return replace(result, shared=_counted(done, {_INNER + name: held for name, held in result.shared.items()}))
@@ -148,7 +148,7 @@ class Warmup(Staged):
 
     def run(self, x: Tensor, shared: Tensors, key: int) -> Stages:
         done = _rounds(shared)
-        combined, sent = yield Stage(x, self.at(done))
+        combined, sent = yield Stage(x, self.at(done), whole=True)
         return Result(combined, sent, _counted(done))
 
 
