@@ -126,6 +126,8 @@ def test_ranks_of_powersgd():
         assert len(stages) == (3 if seed < 2 else 2)
         sizes.append((sum(len(s.vector) for s in stages[:2]), sum(len(s.vector) for s in plain_stages)))
         errors.append((float((x - result.sent).square().sum()), float((x - plain.sent).square().sum())))
+        if seed == 1:
+            assert set(shared) == {"number", "choice"}, "a warm start is of the ranks that were"
     ranks = [RANKS[option].rank for option in shared["choice"].tolist()]
     assert ranks[0] == 1
     assert sizes[0][0] == sizes[0][1]

@@ -162,7 +162,10 @@ class Budget(Staged):
             if (number + 1 - self.window) % self.refresh:
                 after["table"] = total
             else:
-                after["choice"] = torch.from_numpy(self.choose(total.double().cpu().numpy(), choice))
+                chosen = self.choose(total.double().cpu().numpy(), choice)
+                if not np.array_equal(chosen, choice):  # a warm start is of the ranks that were
+                    after = {"number": after["number"]}
+                after["choice"] = torch.from_numpy(chosen)
         return replace(result, shared=after)
 
     def _measures(self, number: int) -> bool:
