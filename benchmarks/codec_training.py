@@ -1,6 +1,6 @@
 """Training with every codec at equal tokens, in every step and in DiLoCo: loss against the bytes that crossed.
 
-    python benchmarks/codec_training.py [DATA.txt] [--only EXPRESSION ...] [--seeds 3] [--again]
+    python benchmarks/codec_training.py [DATA.txt] [--only EXPRESSION ...] [--seeds 3] [--steps 120] [--again]
 
 A byte-level GPT of 36 thousand parameters (2 layers, width 32, context 32) on four members of the local link: batch 8 a
 member, AdamW 4e-3, 120 steps; DiLoCo has a round every 6 steps, outer learning rate 0.7 and momentum 0.6, which suits
@@ -15,7 +15,8 @@ Left out are what cannot change the loss (lossless stages: their rates are in re
 caches, and second variants of a codec; --only runs any of them.
 
 A run that is done is a line of results/codec_training.jsonl and is not done again unless --again says so; from all
-lines with the present settings results/codec_training.md and .png are drawn. About 6 seconds a run on one core.
+lines with the present settings results/codec_training.md and .png are drawn, with their number of steps in the name if
+it is another. About 6 seconds a run on one core.
 """
 
 from __future__ import annotations
@@ -61,15 +62,15 @@ _HEADINGS = {"ddp": "every step", "diloco": f"DiLoCo, every {EVERY}"}
 Run = dict[str, Any]
 
 
-def settings(data: str) -> str:
+def settings(data: str, steps: int) -> str:
     """What a run must share with others to stand in one table."""
     return (
-        f"{Path(data).name}, {MEMBERS} members, {STEPS} steps, DiLoCo every {EVERY} with momentum {MOMENTUM:g}, "
+        f"{Path(data).name}, {MEMBERS} members, {steps} steps, DiLoCo every {EVERY} with momentum {MOMENTUM:g}, "
         f"batch {BATCH}, context {CONTEXT}, AdamW {LR:g}, GPT 2 x 32"
     )
 
 
-def run(corpus: Corpus, method: Method, seed: int, sgd_lr: float | None = None) -> Run:
+def run(corpus: Corpus, method: Method, seed: int, steps: int, sgd_lr: float | None = None) -> Run:
     """Train once, with AdamW unless there is a rate for SGD: loss, and bytes sent by the mean member."""
     lr = sgd_lr or LR
 
@@ -79,7 +80,7 @@ def run(corpus: Corpus, method: Method, seed: int, sgd_lr: float | None = None) 
         optimizer = (torch.optim.SGD if sgd_lr else torch.optim.AdamW)(model.parameters(), lr=lr)
         with thinwire.synchronize(model, optimizer, method, link, seed=seed) as sync:
             before = link.meter.total().sent_bytes  # members have met by now
-            for step in range(STEPS):
+            for step in range(steps):
                 optimizer.param_groups[0]["lr"] = lr * min(1, (step + 1) / WARMUP)
                 batch = corpus.draw(mix(seed, step, link.rank), count=BATCH, context=CONTEXT)
                 next_token_loss(model(batch.inputs), batch.targets).backward()
@@ -104,9 +105,9 @@ def _validation(corpus: Corpus, model: nn.Module) -> float:
     return float(torch.stack(losses).mean())
 
 
-def one(corpus: Corpus, data: str, name: str, expression: str, seed: int) -> Run:
+def one(corpus: Corpus, data: str, name: str, expression: str, seed: int, steps: int) -> Run:
     """A line of the file; a run that fails says why."""
-    line: Run = {"settings": settings(data), "method": name, "codec": expression, "seed": seed}
+    line: Run = {"settings": settings(data, steps), "method": name, "codec": expression, "seed": seed}
     start = time.perf_counter()
     try:
         sgd_lr = SGD_LR.get(expression.split("(")[0])
@@ -114,7 +115,7 @@ def one(corpus: Corpus, data: str, name: str, expression: str, seed: int) -> Run
             raise ConfigError("stands for the optimizer's momentum", expected="gradients", mend="run it with ddp")
         how = parse(expression)
         rule = WeightedMean() if isinstance(how, Feedback) and how.weighs else Mean()
-        line |= run(corpus, METHODS[name].but(codec=how, aggregator=rule), seed, sgd_lr)
+        line |= run(corpus, METHODS[name].but(codec=how, aggregator=rule), seed, steps, sgd_lr)
     except ThinwireError as error:
         line |= {"failed": str(error).splitlines()[0]}
     line |= {"seconds": round(time.perf_counter() - start, 1)}
@@ -124,16 +125,16 @@ def one(corpus: Corpus, data: str, name: str, expression: str, seed: int) -> Run
 # --- the report -------------------------------------------------------------------------------------------------------
 
 
-def markdown(lines: Sequence[Run], data: str) -> str:
+def markdown(lines: Sequence[Run], data: str, steps: int) -> str:
     """A table of both methods."""
     parts = [
         "Written by `python benchmarks/codec_training.py`, which says what is trained.",
-        f"{settings(data)}. thinwire {thinwire.__version__}, torch {torch.__version__}, "
+        f"{settings(data, steps)}. thinwire {thinwire.__version__}, torch {torch.__version__}, "
         f"Python {platform.python_version()}; equal on every machine but for the rounding of its matrix products.",
         "",
         "Loss is the mean over the seeds (lowest to highest); bytes are relative to fp32 with the same method.",
         "",
-        "![loss against bytes](codec_training.png)",
+        f"![loss against bytes]({_name(steps)}.png)",
     ]
     for name, heading in _HEADINGS.items():
         parts += [
@@ -145,6 +146,10 @@ def markdown(lines: Sequence[Run], data: str) -> str:
         for number, (expression, runs) in enumerate(_by_codec(lines, name).items(), 1):
             parts.append(f"| {number} | `{_cell(expression)}` | {_result(runs, whole)} |")
     return "\n".join(parts) + "\n"
+
+
+def _name(steps: int) -> str:
+    return "codec_training" if steps == STEPS else f"codec_training_{steps}"
 
 
 def _result(runs: Sequence[Run], whole: Sequence[int]) -> str:
@@ -220,6 +225,7 @@ def main() -> None:
     parser.add_argument("data", nargs="?", default=REFERENCE)
     parser.add_argument("--only", action="append", metavar="EXPRESSION")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--again", action="store_true")
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
@@ -232,16 +238,17 @@ def main() -> None:
     for expression in args.only or [each for each in expressions() if each not in _LEFT_OUT]:
         for name in METHODS:
             for seed in range(args.seeds):
-                wanted = {"settings": settings(args.data), "method": name, "codec": expression, "seed": seed}
+                told = settings(args.data, args.steps)
+                wanted = {"settings": told, "method": name, "codec": expression, "seed": seed}
                 if _key(wanted) in runs and not args.again:
                     continue
-                line = one(corpus, args.data, name, expression, seed)
+                line = one(corpus, args.data, name, expression, seed, args.steps)
                 runs[_key(wanted)] = line
                 file.write_text("".join(json.dumps(each) + "\n" for each in runs.values()))
                 print(name, expression, seed, line.get("loss", line.get("failed")), line["seconds"], "s", flush=True)
-    here = [line for line in runs.values() if line["settings"] == settings(args.data)]
-    (args.results / "codec_training.md").write_text(markdown(here, args.data))
-    picture(here, args.results / "codec_training.png")
+    here = [line for line in runs.values() if line["settings"] == settings(args.data, args.steps)]
+    (args.results / f"{_name(args.steps)}.md").write_text(markdown(here, args.data, args.steps))
+    picture(here, args.results / f"{_name(args.steps)}.png")
 
 
 if __name__ == "__main__":
