@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thinwire.codecs import KMeans, fp32, kmeans, parse, topk
-from thinwire.codecs.codes import bits_for, pack, packed_bytes, unpack
+from thinwire.codecs.planar import unpack_row
 from thinwire.errors import ConfigError, PacketError
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -39,7 +39,7 @@ def test_twice_is_as_once() -> None:
 
 def test_centroids_are_means_and_elements_take_the_nearest() -> None:
     fields = kmeans(4).encode(X, 0)
-    centroid, code = fields["centroid"], unpack(fields["code"], len(X), 2)
+    centroid, code = fields["centroid"], unpack_row(fields["code"], len(X), 2)
     nearest = (X[:, None] - centroid).abs().argmin(dim=1)
     assert torch.equal(code.long(), nearest)
     for j in range(4):
@@ -101,21 +101,6 @@ def test_the_chain_that_fedzip_is() -> None:
     assert torch.equal(decoded != 0, plain != 0)
     assert len(decoded.unique()) == 5
     assert sum(field.numel() for field in fields.values()) < 0.3 * 8000
-
-
-@given(st.integers(0, 50), st.sampled_from([2, 3, 4, 5, 16, 17, 256]))
-def test_codes_are_unpacked_again(n: int, alphabet: int) -> None:
-    bits = bits_for(alphabet)
-    assert alphabet <= 1 << bits
-    codes = torch.randint(alphabet, (n,), generator=torch.Generator().manual_seed(n)).to(torch.uint8)
-    packed = pack(codes, bits)
-    assert len(packed) == packed_bytes(n, bits)
-    assert torch.equal(unpack(packed, n, bits), codes)
-
-
-def test_codes_are_planar() -> None:
-    assert pack(torch.tensor([1, 2, 3, 0, 1], dtype=torch.uint8), 2).tolist() == [1 | 3 << 2 | 1 << 4, 2]
-    assert pack(torch.tensor([1, 0, 1], dtype=torch.uint8), 1).tolist() == [5]
 
 
 @pytest.mark.parametrize("k", [1, 257, 0, 2.0, True, "4", None])

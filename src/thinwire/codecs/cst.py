@@ -25,8 +25,8 @@ from torch import Tensor
 
 from thinwire.codecs.base import Codec, Traits, require
 from thinwire.codecs.blocks import HUGE, TINY, call, num_blocks, pieces, require_scales
-from thinwire.codecs.codes import pack, packed_bytes, unpack
 from thinwire.codecs.memory import empty
+from thinwire.codecs.planar import pack_row, row_bytes, unpack_row
 from thinwire.errors import ConfigError, PacketError
 from thinwire.packet import Fields, Layout
 
@@ -72,7 +72,7 @@ class CST(Codec):
             "channel": (torch.float32, min(self.channels, n)),
             "low": (torch.bfloat16, tokens),
             "step": (torch.bfloat16, tokens),
-            "code": (torch.uint8, packed_bytes(n, self.bits)),
+            "code": (torch.uint8, row_bytes(n, self.bits)),
         }
 
     def encode(self, x: Tensor, key: int) -> Fields:
@@ -92,7 +92,7 @@ class CST(Codec):
             "channel": channel,
             "low": low.bfloat16(),
             "step": step.bfloat16(),
-            "code": pack(codes, self.bits),
+            "code": pack_row(codes, self.bits),
         }
 
     def _steps(self, span: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ class CST(Codec):
         require_scales(step, _MOST, "step")
         if not bool((low.abs() <= _MOST).all()):
             raise PacketError("field 'low' holds a number that is not finite or too large")
-        codes = unpack(fields["code"], n, self.bits)
+        codes = unpack_row(fields["code"], n, self.bits)
         x = empty(n, torch.float32, codes.device)
         for start, stop, width in pieces(n, self.channels, codes.device):
             rows = x[start:stop].view(-1, width)  # [t, C]

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from thinwire.codecs.base import Codec, Traits, require
 from thinwire.codecs.blocks import HUGE, SLACK, call
+from thinwire.codecs.indices import read_numbers, write_numbers
 from thinwire.codecs.memory import empty
 from thinwire.errors import ConfigError, PacketError
 from thinwire.packet import Fields, Layout
@@ -131,15 +132,16 @@ class DCT(Codec):
             value[done : done + band.kept] = rows.gather(1, largest).view(-1)
             index[done : done + band.kept] = largest.view(-1)
             done += band.kept
-        return {"value": value, "index": _pack(index)}
+        return {"value": value, "index": write_numbers(index, _POSITION)}
 
     def decode(self, fields: Fields, n: int, key: int) -> Tensor:
         require(fields, self.layout(n))
-        value, index = fields["value"], _unpack(fields["index"], len(fields["value"]))
+        value = fields["value"]
+        index = read_numbers(fields["index"], len(value), _POSITION)
         x = empty(n, torch.float32, value.device)
         done = 0
         for band in self._bands(n):
-            places = index[done : done + band.kept].view(-1, band.k).long()
+            places = index[done : done + band.kept].view(-1, band.k)
             if not bool((places[:, 1:] > places[:, :-1]).all() & (places[:, -1] < band.a * band.b).all()):
                 raise PacketError(
                     "field 'index' is not a list of ascending positions in each chunk",
@@ -248,23 +250,6 @@ def _largest(rows: Tensor, k: int) -> Tensor:
     order = rows.abs().view(torch.int32).long().bitwise_left_shift_(_POSITION).bitwise_or_(backwards)
     chosen = order.topk(k, dim=1, sorted=False).values.bitwise_and_((1 << _POSITION) - 1)
     return chosen.neg_().add_(width - 1).sort(dim=1).values
-
-
-def _pack(index: Tensor) -> Tensor:
-    """Two positions in three bytes; an odd last one in two."""
-    even, odd = index[::2], index[1::2]
-    if len(index) % 2:
-        odd = torch.nn.functional.pad(odd, (0, 1))
-    parts = [even & 255, even >> 8 | (odd & 15) << 4, odd >> 4]
-    return torch.stack(parts, dim=1).to(torch.uint8).view(-1)[: -(-len(index) * _POSITION // 8)]
-
-
-def _unpack(packed: Tensor, count: int) -> Tensor:
-    """The inverse of `_pack`: int16 [count]."""
-    triples = torch.nn.functional.pad(packed, (0, -len(packed) % 3)).view(-1, 3).to(torch.int16)
-    even = triples[:, 0] | (triples[:, 1] & 15) << 8
-    odd = triples[:, 1] >> 4 | triples[:, 2] << 4
-    return torch.stack([even, odd], dim=1).view(-1)[:count]
 
 
 dct = DCT

@@ -33,9 +33,9 @@ import torch
 from torch import Tensor
 
 from thinwire.codecs.base import Codec, Traits, require
-from thinwire.codecs.bits import pack, packed_bytes, unpack
 from thinwire.codecs.blocks import HUGE, SLACK, call, pieces, require_scales, sums
 from thinwire.codecs.memory import Scratch, empty, fields
+from thinwire.codecs.planar import pack, packed_bytes, unpack
 from thinwire.codecs.rotation import (
     DEFAULT_BLOCK,
     check_rotation,

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from thinwire.codecs.base import Codec, Traits, require
 from thinwire.codecs.blocks import call, pieces
-from thinwire.codecs.codes import bits_for, pack, packed_bytes, unpack
+from thinwire.codecs.planar import bits_for, pack_row, row_bytes, unpack_row
 from thinwire.errors import ConfigError, PacketError
 from thinwire.packet import Fields, Layout
 
@@ -75,7 +75,7 @@ class KMeans(Codec):
     def layout(self, n: int) -> Layout:
         return {
             "centroid": (torch.float32, min(self.k, n)),
-            "code": (torch.uint8, packed_bytes(n, self._bits)),
+            "code": (torch.uint8, row_bytes(n, self._bits)),
         }
 
     def encode(self, x: Tensor, key: int) -> Fields:
@@ -86,11 +86,11 @@ class KMeans(Codec):
         codes = torch.empty(len(x), dtype=torch.uint8, device=x.device)
         for start, stop, _ in pieces(len(x), 2, x.device):
             codes[start:stop] = torch.bucketize(x[start:stop].contiguous(), limits, out_int32=True)
-        return {"centroid": torch.from_numpy(centroid).to(x.device), "code": pack(codes, self._bits)}
+        return {"centroid": torch.from_numpy(centroid).to(x.device), "code": pack_row(codes, self._bits)}
 
     def decode(self, fields: Fields, n: int, key: int) -> Tensor:
         require(fields, self.layout(n))
-        centroid, codes = fields["centroid"], unpack(fields["code"], n, self._bits)
+        centroid, codes = fields["centroid"], unpack_row(fields["code"], n, self._bits)
         if not bool(centroid.isfinite().all()):
             raise PacketError("field 'centroid' holds a number that is not finite")
         if n and int(codes.max()) >= len(centroid):

@@ -27,7 +27,6 @@ import torch
 from torch import Tensor
 
 from thinwire.codecs.base import Codec, Traits, require
-from thinwire.codecs.bits import pack, packed_bytes, row_multiple, unpack
 from thinwire.codecs.blocks import (
     HUGE,
     TINY,
@@ -45,6 +44,7 @@ from thinwire.codecs.blocks import (
 )
 from thinwire.codecs.memory import Scratch, empty
 from thinwire.codecs.memory import fields as fresh
+from thinwire.codecs.planar import pack, packed_bytes, row_multiple, unpack
 from thinwire.errors import ConfigError, PacketError
 from thinwire.packet import Fields, Layout
 

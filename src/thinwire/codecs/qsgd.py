@@ -29,7 +29,6 @@ from torch import Tensor
 
 from thinwire.codecs import elias
 from thinwire.codecs.base import Codec, Traits, require
-from thinwire.codecs.bits import pack, packed_bytes, row_multiple, unpack
 from thinwire.codecs.blocks import (
     HUGE,
     call,
@@ -44,6 +43,7 @@ from thinwire.codecs.blocks import (
     unit,
 )
 from thinwire.codecs.memory import Scratch, empty
+from thinwire.codecs.planar import pack, packed_bytes, row_multiple, unpack
 from thinwire.errors import ConfigError, PacketError
 from thinwire.packet import Fields, Layout
 

@@ -25,10 +25,10 @@ import torch
 from torch import Tensor
 
 from thinwire.codecs.base import Codec, Traits, require
-from thinwire.codecs.bits import pack, packed_bytes, unpack
 from thinwire.codecs.blocks import HUGE, call, check_options, num_blocks, pieces, require_scales, sums
 from thinwire.codecs.memory import Scratch, empty
 from thinwire.codecs.memory import fields as fresh
+from thinwire.codecs.planar import pack, packed_bytes, unpack
 from thinwire.errors import ConfigError, PacketError
 from thinwire.packet import Fields, Layout
 

@@ -33,8 +33,8 @@ from torch import Tensor
 from thinwire.aggregators.base import Needs
 from thinwire.codecs.base import Codec, Traits, require
 from thinwire.codecs.blocks import call
-from thinwire.codecs.codes import pack, packed_bytes, unpack
 from thinwire.codecs.peeling import Plan, Table, plan, rows_for
+from thinwire.codecs.planar import pack_row, row_bytes, unpack_row
 from thinwire.codecs.stages import Result, Stage, Staged, Stages, Tensors
 from thinwire.codecs.topk import TopK
 from thinwire.errors import ConfigError
@@ -114,14 +114,14 @@ class Bitmap(Codec):
         return Traits()
 
     def layout(self, n: int) -> Layout:
-        return {"bit": (torch.uint8, packed_bytes(n, 1))}
+        return {"bit": (torch.uint8, row_bytes(n, 1))}
 
     def encode(self, x: Tensor, key: int) -> Fields:
-        return {"bit": pack((x > 0).view(torch.uint8), 1)}
+        return {"bit": pack_row((x > 0).view(torch.uint8), 1)}
 
     def decode(self, fields: Fields, n: int, key: int) -> Tensor:
         require(fields, self.layout(n))
-        return unpack(fields["bit"], n, 1).float()
+        return unpack_row(fields["bit"], n, 1).float()
 
 
 @dataclass(frozen=True, eq=False)
