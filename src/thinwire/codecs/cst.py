@@ -24,13 +24,13 @@ import torch
 from torch import Tensor
 
 from thinwire.codecs.base import Codec, Traits, require
-from thinwire.codecs.blocks import HUGE, TINY, call, num_blocks, pieces, require_scales
+from thinwire.codecs.blocks import HUGE, TINY, num_blocks, pieces, require_scales
 from thinwire.codecs.memory import empty
+from thinwire.codecs.options import call, changed, is_whole
 from thinwire.codecs.planar import pack_row, row_bytes, unpack_row
 from thinwire.errors import ConfigError, PacketError
 from thinwire.packet import Fields, Layout
 
-_DEFAULT_BITS = 4
 _MOST = 2.0**65  # square root of the largest float32, twice: no channel's root, lowest value or step is beyond it
 
 
@@ -43,7 +43,7 @@ class CST(Codec):
     """
 
     channels: int
-    bits: int = _DEFAULT_BITS
+    bits: int = 4
 
     def __post_init__(self) -> None:
         check_channels("cst", self.channels)
@@ -56,7 +56,7 @@ class CST(Codec):
 
     @property
     def spec(self) -> str:
-        return call("cst", channels=self.channels, **({} if self.bits == _DEFAULT_BITS else {"bits": self.bits}))
+        return call("cst", channels=self.channels, **changed(self))
 
     @property
     def traits(self) -> Traits:
@@ -120,7 +120,7 @@ class CST(Codec):
 
 def check_channels(name: str, channels: object) -> None:
     """Refuse what is no number of channels."""
-    if not isinstance(channels, int) or isinstance(channels, bool) or channels < 1:
+    if not is_whole(channels, 1):
         raise ConfigError(
             f"{name} is to have {channels!r} channels",
             expected="a whole number of at least 1: how many numbers of the vector are one token",

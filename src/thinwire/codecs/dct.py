@@ -30,9 +30,10 @@ import torch
 from torch import Tensor
 
 from thinwire.codecs.base import Codec, Traits, require
-from thinwire.codecs.blocks import HUGE, SLACK, call
+from thinwire.codecs.blocks import HUGE, SLACK
 from thinwire.codecs.indices import read_numbers, write_numbers
 from thinwire.codecs.memory import empty
+from thinwire.codecs.options import call, changed, check_share, is_whole
 from thinwire.errors import ConfigError, PacketError
 from thinwire.packet import Fields, Layout
 
@@ -84,14 +85,9 @@ class DCT(Codec):
     values = "value"
 
     def __post_init__(self) -> None:
-        number = isinstance(self.share, int | float) and not isinstance(self.share, bool)
-        if not (number and 0 < self.share <= 1):
-            raise ConfigError(
-                f"dct is to keep a share of {self.share!r}",
-                expected="a number in (0, 1]: the share of each chunk's coefficients sent",
-                mend="for 32 of 4096, as in the paper, write dct(1/128)",
-            )
-        if not isinstance(self.chunk, int) or isinstance(self.chunk, bool) or not 2 <= self.chunk <= _CHUNK:
+        mend = "for 32 of 4096, as in the paper, write dct(1/128)"
+        check_share("dct", self.share, of="each chunk's coefficients sent", mend=mend)
+        if not is_whole(self.chunk, 2, _CHUNK):
             raise ConfigError(
                 f"dct is to have chunks of side {self.chunk!r}",
                 expected=f"a whole number from 2 to {_CHUNK}",
@@ -100,7 +96,7 @@ class DCT(Codec):
 
     @property
     def spec(self) -> str:
-        return call("dct", share=float(self.share), **({} if self.chunk == _CHUNK else {"chunk": self.chunk}))
+        return call("dct", share=float(self.share), **changed(self))
 
     @property
     def traits(self) -> Traits:

@@ -20,7 +20,7 @@ Avoid   for whole vectors where the link is quick, since it sorts them: int4 is 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -28,12 +28,12 @@ import torch
 from torch import Tensor
 
 from thinwire.codecs.base import Codec, Traits, require
-from thinwire.codecs.blocks import call, pieces
+from thinwire.codecs.blocks import pieces
+from thinwire.codecs.options import altered, call, changed, is_whole
 from thinwire.codecs.planar import bits_for, pack_row, row_bytes, unpack_row
 from thinwire.errors import ConfigError, PacketError
 from thinwire.packet import Fields, Layout
 
-_DEFAULT_K = 16
 _PASSES = 20  # after 10 they are within a few per cent of where they end
 
 _Floats = npt.NDArray[np.float64]
@@ -46,10 +46,10 @@ class KMeans(Codec):
     k  centroids, from 2 to 256
     """
 
-    k: int = _DEFAULT_K
+    k: int = 16
 
     def __post_init__(self) -> None:
-        if not isinstance(self.k, int) or isinstance(self.k, bool) or not 2 <= self.k <= 256:
+        if not is_whole(self.k, 2, 256):
             raise ConfigError(
                 f"kmeans is to fit {self.k!r} centroids",
                 expected="a whole number from 2 to 256",
@@ -58,11 +58,11 @@ class KMeans(Codec):
 
     def __call__(self, k: int | None = None) -> KMeans:
         """The same codec with another number of centroids: `kmeans(4)`."""
-        return replace(self, k=self.k if k is None else k)
+        return altered(self, k=k)
 
     @property
     def spec(self) -> str:
-        return call("kmeans", **({} if self.k == _DEFAULT_K else {"k": self.k}))
+        return call("kmeans", **changed(self))
 
     @property
     def traits(self) -> Traits:

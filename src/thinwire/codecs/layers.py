@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from thinwire.codecs.base import Codec, Shapes, Traits, require
+from thinwire.codecs.options import call, changed, is_whole
 from thinwire.codecs.precision import fp32
 from thinwire.errors import ConfigError, PacketError
 from thinwire.packet import Fields, Layout
@@ -57,17 +58,11 @@ class Layers(Codec):
                 expected="a codec for all layers, or one for each",
                 mend="write layers(topk(1/64)); error feedback goes around: feedback(layers(topk(1/64)))",
             )
-        if not isinstance(self.small, int) or isinstance(self.small, bool) or self.small < 0:
-            raise ConfigError(
-                f"layers are to be small below {self.small!r} elements",
-                expected="a whole number of at least 0",
-                mend=f"leave it out for {_SMALL}; 0 writes matrices of any size with the codec",
-            )
+        check_small("layers", self.small)
 
     @property
     def spec(self) -> str:
-        small = "" if self.small == _SMALL else f", small={self.small}"
-        return self.label or f"layers({', '.join(codec.spec for codec in self.codecs)}{small})"
+        return self.label or call("layers", *(codec.spec for codec in self.codecs), **changed(self, "small"))
 
     @property
     def traits(self) -> Traits:
@@ -205,6 +200,16 @@ class Layers(Codec):
     def _due(self, n: int) -> list[tuple[torch.dtype, int]]:
         """Dtype and elements of every field of every layer, in order; upper bounds if sizes vary."""
         return [due for codec, _, size in self._layers(n) for due in codec.layout(size).values()]
+
+
+def check_small(name: str, small: object) -> None:
+    """Refuse what is no number of elements."""
+    if not is_whole(small, 0):
+        raise ConfigError(
+            f"{name} are to be small below {small!r} elements",
+            expected="a whole number of at least 0",
+            mend=f"leave it out for {_SMALL}; 0 writes matrices of any size with the codec",
+        )
 
 
 def layers(*codecs: Codec, small: int = _SMALL) -> Layers:

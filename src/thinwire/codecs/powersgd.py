@@ -32,7 +32,8 @@ import torch
 from torch import Tensor
 
 from thinwire.codecs.base import Codec, Shapes
-from thinwire.codecs.blocks import call, sums
+from thinwire.codecs.blocks import sums
+from thinwire.codecs.options import call, changed, check_flag, is_whole
 from thinwire.codecs.precision import fp32
 from thinwire.codecs.stages import Result, Stage, Staged, Stages, Tensors
 from thinwire.errors import ConfigError
@@ -81,12 +82,13 @@ class PowerSGD(Staged):
     ranks: tuple[int, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.rank, int) or isinstance(self.rank, bool) or self.rank < 1:
+        if not is_whole(self.rank, 1):
             raise ConfigError(
                 f"powersgd of rank {self.rank!r}",
                 expected="a whole number of at least 1",
                 mend="leave it out for 2; 1 to 4 are usual, up to 32 for language models",
             )
+        check_flag("powersgd", "with warm", self.warm)
         if not isinstance(self.factors, Codec) or self.factors.traits.wants_feedback:
             told = self.factors.spec if isinstance(self.factors, Codec) else repr(self.factors)
             raise ConfigError(
@@ -97,8 +99,7 @@ class PowerSGD(Staged):
 
     @property
     def spec(self) -> str:
-        told: dict[str, object] = {"rank": self.rank} if self.warm else {"rank": self.rank, "warm": False}
-        text = call("powersgd", **told)
+        text = call("powersgd", rank=self.rank, **changed(self, "warm"))
         return text if self.factors == fp32 else f"{text[:-1]}, factors={self.factors.spec})"
 
     @property

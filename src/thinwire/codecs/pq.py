@@ -31,7 +31,8 @@ import torch
 from torch import Tensor
 
 from thinwire.codecs.base import Codec, Traits, require
-from thinwire.codecs.blocks import HUGE, TINY, call, num_blocks, require_scales
+from thinwire.codecs.blocks import HUGE, TINY, num_blocks, require_scales
+from thinwire.codecs.options import call, changed, is_whole
 from thinwire.codecs.planar import bits_for, pack_row, row_bytes, unpack_row
 from thinwire.errors import ConfigError, PacketError
 from thinwire.packet import Fields, Layout
@@ -64,7 +65,7 @@ class PQ(Codec):
     def __post_init__(self) -> None:
         for option, least, most in (("length", 1, 64), ("size", 2, 256), ("stages", 1, 8), ("block", 1, 1 << 20)):
             value = getattr(self, option)
-            if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+            if not is_whole(value, least, most):
                 raise ConfigError(
                     f"pq is to have {option}={value!r}",
                     expected=f"a whole number from {least} to {most}",
@@ -80,7 +81,7 @@ class PQ(Codec):
 
     @property
     def spec(self) -> str:
-        told: dict[str, object] = {o: getattr(self, o) for o, d in _DEFAULTS.items() if getattr(self, o) != d}
+        told = changed(self)
         if self.codebook:
             # Members that hold other bytes are told apart by it in the handshake.
             told["codebook"] = hashlib.blake2b(self.codebook, digest_size=8).hexdigest()

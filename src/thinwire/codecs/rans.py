@@ -29,8 +29,8 @@ import torch
 from torch import Tensor
 
 from thinwire.codecs.base import Codec, Shapes, Traits, require
-from thinwire.codecs.blocks import call
 from thinwire.codecs.lossless import Bytes, check_left, from_planes, planes
+from thinwire.codecs.options import altered, call, changed, is_whole
 from thinwire.codecs.precision import fp32
 from thinwire.errors import ConfigError, PacketError
 from thinwire.packet import Fields, Layout
@@ -60,7 +60,7 @@ class Rans(Codec):
     squeezes = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.segment, int) or isinstance(self.segment, bool) or self.segment < 0:
+        if not is_whole(self.segment, 0):
             raise ConfigError(
                 f"rans is to have segments of {self.segment!r}",
                 expected="a whole number of elements that share a table of frequencies, 0 for all of a field",
@@ -70,11 +70,11 @@ class Rans(Codec):
 
     def __call__(self, segment: int | None = None) -> Rans:
         """The same codec with other segments: `rans(segment=65536)`."""
-        return replace(self, segment=self.segment if segment is None else segment)
+        return altered(self, segment=segment)
 
     @property
     def spec(self) -> str:
-        return f"{self.inner.spec} | {call('rans', **({'segment': self.segment} if self.segment else {}))}"
+        return f"{self.inner.spec} | {call('rans', **changed(self, 'segment'))}"
 
     @property
     def traits(self) -> Traits:

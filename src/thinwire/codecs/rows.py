@@ -34,6 +34,7 @@ from thinwire.codecs import indices
 from thinwire.codecs.base import Codec, Traits, require
 from thinwire.codecs.blocks import HUGE
 from thinwire.codecs.memory import zeros
+from thinwire.codecs.options import call, changed, check_share, is_whole
 from thinwire.errors import ConfigError, PacketError
 from thinwire.packet import Fields, Layout
 from thinwire.randomness import mix
@@ -74,14 +75,9 @@ class Rows(Codec):
     values = "value"  # sampled: of scaled rows; what follows is then unbiased after unbiased, and omegas add up as ever
 
     def __post_init__(self) -> None:
-        number = isinstance(self.share, int | float) and not isinstance(self.share, bool)
-        if not (number and 0 < self.share <= 1):
-            raise ConfigError(
-                f"rows is to keep a share of {self.share!r}",
-                expected="a number in (0, 1]: the share of each matrix's rows sent",
-                mend="for an eighth write rows(1/8); `thinwire codecs rows` shows its options",
-            )
-        if not isinstance(self.width, int) or isinstance(self.width, bool) or self.width < 1:
+        mend = "for an eighth write rows(1/8); `thinwire codecs rows` shows its options"
+        check_share("rows", self.share, of="each matrix's rows sent", mend=mend)
+        if not is_whole(self.width, 1):
             raise ConfigError(
                 f"rows is to have {self.width!r} elements in a row",
                 expected="a whole number, at least 1",
@@ -96,8 +92,7 @@ class Rows(Codec):
 
     @property
     def spec(self) -> str:
-        width = "" if self.width == _DEFAULT_WIDTH else f", width={self.width}"
-        return f"rows({float(self.share)!r}{width}{', sampled=True' if self.sampled else ''})"
+        return call("rows", repr(float(self.share)), **changed(self))
 
     @property
     def traits(self) -> Traits:

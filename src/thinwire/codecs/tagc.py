@@ -32,7 +32,7 @@ from torch import Tensor
 
 from thinwire.aggregators.base import Needs
 from thinwire.codecs.base import Codec, Traits, require
-from thinwire.codecs.blocks import call
+from thinwire.codecs.options import call, check_share, is_number
 from thinwire.codecs.peeling import Plan, Table, plan, rows_for
 from thinwire.codecs.planar import pack_row, row_bytes, unpack_row
 from thinwire.codecs.stages import Result, Stage, Staged, Stages, Tensors
@@ -59,13 +59,8 @@ class TAGC(Staged):
     cells: float = 0.5
 
     def __post_init__(self) -> None:
-        if not (_number(self.share) and 0 < self.share <= 1):
-            raise ConfigError(
-                f"tagc is to keep a share of {self.share!r}",
-                expected="a number in (0, 1]: the share of entries that a member keeps",
-                mend="leave it out for 0.2",
-            )
-        if not (_number(self.cells) and 0 < self.cells < 1):
+        check_share("tagc", self.share, of="entries that a member keeps", mend="leave it out for 0.2")
+        if not (is_number(self.cells) and 0 < self.cells < 1):
             raise ConfigError(
                 f"tagc is to have {self.cells!r} cells an element",
                 expected="a number between 0 and 1",
@@ -193,10 +188,6 @@ class Peeled(Codec):
             sums = self._plan.peel(whole.cpu().view(self._rows, _LANE))
             whole = sums.view(-1)[:n].to(whole.device)
         return whole.double().mul_(self.unit).float()
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 tagc = TAGC

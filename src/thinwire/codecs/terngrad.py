@@ -29,7 +29,6 @@ from torch import Tensor
 from thinwire.codecs.base import Codec, Traits, require
 from thinwire.codecs.blocks import (
     HUGE,
-    call,
     check_options,
     dither,
     divisor,
@@ -42,13 +41,13 @@ from thinwire.codecs.blocks import (
 )
 from thinwire.codecs.memory import Scratch, empty
 from thinwire.codecs.memory import fields as fresh
+from thinwire.codecs.options import altered, call, changed, is_number
 from thinwire.codecs.planar import digits, pack, packed_bytes, unpack
 from thinwire.errors import ConfigError, PacketError
 from thinwire.packet import Fields, Layout
 
 Code = Literal["bits", "trits"]
 
-_DEFAULTS: dict[str, object] = {"block": 1024, "clip": 0.0, "code": "bits"}
 _PER_BYTE = 5  # 3^5 = 243
 
 
@@ -67,8 +66,7 @@ class TernGrad(Codec):
 
     def __post_init__(self) -> None:
         check_options("terngrad", self.block, "stochastic", multiple=4)
-        number = isinstance(self.clip, int | float) and not isinstance(self.clip, bool)
-        if not (number and (self.clip == 0 or 1 <= self.clip < math.inf)):
+        if not (is_number(self.clip) and (self.clip == 0 or 1 <= self.clip < math.inf)):
             raise ConfigError(
                 f"terngrad is to clip at {self.clip!r} standard deviations",
                 expected="a number of at least 1, or 0 to cut nothing",
@@ -83,17 +81,11 @@ class TernGrad(Codec):
 
     def __call__(self, block: int | None = None, *, clip: float | None = None, code: Code | None = None) -> TernGrad:
         """The same codec with other options: `terngrad(clip=2.5)`."""
-        return replace(
-            self,
-            block=self.block if block is None else block,
-            clip=self.clip if clip is None else clip,
-            code=self.code if code is None else code,
-        )
+        return altered(self, block=block, clip=clip, code=code)
 
     @property
     def spec(self) -> str:
-        options = {"block": self.block, "clip": float(self.clip), "code": self.code}
-        return call("terngrad", **{name: value for name, value in options.items() if value != _DEFAULTS[name]})
+        return call("terngrad", **changed(replace(self, clip=float(self.clip))))
 
     @property
     def traits(self) -> Traits:

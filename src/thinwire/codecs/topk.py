@@ -32,6 +32,7 @@ from thinwire.codecs.base import Codec, Traits, require
 from thinwire.codecs.blocks import pieces
 from thinwire.codecs.indices import INDEX, Index
 from thinwire.codecs.memory import zeros
+from thinwire.codecs.options import call, changed, check_share, is_whole
 from thinwire.errors import ConfigError, PacketError
 from thinwire.packet import Fields, Layout
 
@@ -58,21 +59,15 @@ class TopK(Codec):
     values = "value"
 
     def __post_init__(self) -> None:
-        number = isinstance(self.share, int | float) and not isinstance(self.share, bool)
-        if not (number and 0 < self.share <= 1):
-            raise ConfigError(
-                f"topk is to keep a share of {self.share!r}",
-                expected="a number in (0, 1]: the share of entries sent",
-                mend="for 1.5 % write topk(0.015); `thinwire codecs topk` shows its options",
-            )
+        mend = "for 1.5 % write topk(0.015); `thinwire codecs topk` shows its options"
+        check_share("topk", self.share, of="entries sent", mend=mend)
         if self.index not in INDEX:
             raise ConfigError(
                 f"topk is to write its positions as {self.index!r}",
                 expected="one of " + ", ".join(INDEX),
                 mend="leave it out for compact, which is the shortest of those of known length",
             )
-        whole = isinstance(self.block, int) and not isinstance(self.block, bool)
-        if self.block is not None and not (whole and self.block >= 1):
+        if self.block is not None and not is_whole(self.block, 1):
             raise ConfigError(
                 f"topk is to count in blocks of {self.block!r}",
                 expected="a whole number of entries, at least 1",
@@ -81,9 +76,7 @@ class TopK(Codec):
 
     @property
     def spec(self) -> str:
-        index = "" if self.index == "compact" else f", index={self.index!r}"
-        block = "" if self.block is None else f", block={self.block}"
-        return f"topk({float(self.share)!r}{index}{block})"
+        return call("topk", repr(float(self.share)), **changed(self))
 
     @property
     def traits(self) -> Traits:
@@ -153,7 +146,7 @@ def warmup_shares(final: float, stages: int) -> tuple[float, ...]:
     With a final share of 0.1 % and five stages: 31.6 %, 10 %, 3.2 %, 1 %, 0.32 %. Lin et al. 2018, arXiv:1712.01887.
     """
     TopK(final)  # refuses shares out of range
-    if not isinstance(stages, int) or isinstance(stages, bool) or stages < 0:
+    if not is_whole(stages, 0):
         raise ConfigError(
             f"a warm-up of {stages!r} stages",
             expected="a whole number, at least 0",

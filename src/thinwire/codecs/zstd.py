@@ -24,13 +24,12 @@ import zstandard
 from torch import Tensor
 
 from thinwire.codecs.base import Codec, Shapes, Traits, require
-from thinwire.codecs.blocks import call
 from thinwire.codecs.lossless import check_left, from_planes, planes
+from thinwire.codecs.options import altered, call, changed, is_whole
 from thinwire.codecs.precision import fp32
 from thinwire.errors import ConfigError, PacketError
 from thinwire.packet import Fields, Layout
 
-_DEFAULT_LEVEL = 3
 _LEVELS = range(-7, 20)  # 20 and above want more memory to decode than a member should give for a packet
 
 
@@ -44,13 +43,13 @@ class Zstd(Codec):
     """
 
     inner: Codec = fp32
-    level: int = _DEFAULT_LEVEL
+    level: int = 3
     dictionary: bytes = field(default=b"", repr=False)
 
     squeezes = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.level, int) or isinstance(self.level, bool) or self.level not in _LEVELS:
+        if not is_whole(self.level, _LEVELS[0], _LEVELS[-1]):
             raise ConfigError(
                 f"zstd is to work at level {self.level!r}",
                 expected=f"a whole number from {_LEVELS[0]} (fastest) to {_LEVELS[-1]} (smallest)",
@@ -67,15 +66,11 @@ class Zstd(Codec):
 
     def __call__(self, level: int | None = None, *, dictionary: bytes | None = None) -> Zstd:
         """The same codec with other options: `zstd(9)`."""
-        return replace(
-            self,
-            level=self.level if level is None else level,
-            dictionary=self.dictionary if dictionary is None else dictionary,
-        )
+        return altered(self, level=level, dictionary=dictionary)
 
     @property
     def spec(self) -> str:
-        options: dict[str, object] = {} if self.level == _DEFAULT_LEVEL else {"level": self.level}
+        options = changed(self, "level")
         if self.dictionary:
             # Members that hold other bytes are told apart by it in the handshake.
             options["dictionary"] = hashlib.blake2b(self.dictionary, digest_size=8).hexdigest()
