@@ -11,7 +11,9 @@ from torch import Tensor
 
 from thinwire.buffers import BufferRows
 from thinwire.collectives import Carried, Combined
-from thinwire.links.base import Handle
+from thinwire.handshake import all_of
+from thinwire.links.base import Handle, Link
+from thinwire.method import Method
 from thinwire.rounds import FragmentState, UnderWay
 
 
@@ -87,6 +89,21 @@ def carrying(under_way: UnderWay, change: Callable[[Carried], Carried]) -> Under
     """A round that has arrived, with a change to what is to be remembered of it."""
     combined = under_way.result.wait()
     return replace(under_way, result=_Arrived(replace(combined, carried=change(combined.carried))))
+
+
+def what_is_ours(saved: Mapping[str, Any], method: Method, link: Link) -> Callable[[Carried], Carried]:
+    """What a member takes of saved memories; all members call it.
+
+    Error memories are of one member in one group: the neutral value is none. Where members know the mean of each
+    other's memories, one that comes without its own makes all begin anew.
+
+    saved  the rank and the number of members that the state is of
+    """
+    ours = (saved["rank"], saved["members"]) == (link.rank, len(link.members))
+    forgotten: dict[str, Mapping[str, Tensor]] = {"own": {}, "dropped": {}}
+    if method.feedback is not None and method.feedback.tracks:
+        ours, forgotten = all_of(link, ours), {**forgotten, "shared": {}}
+    return lambda carried: carried if ours else replace(carried, **forgotten)
 
 
 def _pack_carried(carried: Carried) -> dict[str, dict[str, Tensor]]:
