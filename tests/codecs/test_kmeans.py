@@ -12,29 +12,26 @@ from hypothesis import strategies as st
 from thinwire.codecs import KMeans, fp32, kmeans, parse, topk
 from thinwire.codecs.planar import unpack_row
 from thinwire.errors import ConfigError, PacketError
+from written import again
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 X = torch.randn(5000, generator=torch.Generator().manual_seed(0))
 
 
-def _again(codec: KMeans, x: torch.Tensor) -> torch.Tensor:
-    return codec.decode(codec.encode(x, 0), len(x), 0)
-
-
 def _error(codec: KMeans, x: torch.Tensor) -> float:
-    return (_again(codec, x).double() - x.double()).square().sum().item()
+    return (again(codec, x).double() - x.double()).square().sum().item()
 
 
 @given(st.lists(FLOATS, min_size=1, max_size=5), st.integers(0, 200))
 def test_as_many_centroids_as_values_are_exact(values: list[float], seed: int) -> None:
     g = torch.Generator().manual_seed(seed)
     x = torch.tensor(values)[torch.randint(len(values), (40,), generator=g)]
-    assert torch.equal(_again(kmeans(5), x), x)
+    assert torch.equal(again(kmeans(5), x), x)
 
 
 def test_twice_is_as_once() -> None:
-    once = _again(kmeans(7), X)
-    assert torch.equal(_again(kmeans(7), once), once)
+    once = again(kmeans(7), X)
+    assert torch.equal(again(kmeans(7), once), once)
 
 
 def test_centroids_are_means_and_elements_take_the_nearest() -> None:
@@ -78,7 +75,7 @@ def test_more_centroids_lose_less() -> None:
 
 def test_numbers_of_all_sizes_at_once() -> None:
     x = torch.tensor([3e38, -3e38, 1e-40, 1.0, 1.0 + 2.0**-20, 0.0, -1e-20] * 3)
-    decoded = _again(kmeans(3), x)
+    decoded = again(kmeans(3), x)
     assert decoded.isfinite().all()
     assert torch.equal(decoded[:2], x[:2])
 

@@ -52,22 +52,3 @@ class ScaleFirst(Staged):
         combined, sent = yield Stage(x.clamp(-scale, scale), int8())
         seen = shared.get("rounds", torch.zeros(1)) + 1
         return Result(combined, sent, {"rounds": seen, "scale": scale})
-
-
-@dataclass(frozen=True)
-class Twice(Staged):
-    """The two halves of the vector, one after the other, at full precision."""
-
-    wants_feedback = False
-
-    @property
-    def spec(self) -> str:
-        return "twice"
-
-    def run(self, x: Tensor, shared: Tensors, key: int) -> Stages:
-        middle = len(x) // 2
-        first = yield Stage(x[:middle])
-        second = yield Stage(x[middle:])
-        return Result(
-            torch.cat([first.combined, second.combined]), torch.cat([first.sent, second.sent]), {"turn": x[:0]}
-        )
