@@ -44,7 +44,7 @@ def test_a_long_stream_is_the_entropy_and_eleven_bytes() -> None:
     table = 2 + 17 + 2 * 17
     assert _entropy(code) == pytest.approx((2 * (1 << 16) - 2) / 8, abs=4)
     assert written.numel() - table - _entropy(code) <= 11
-    assert torch.equal(codec._unfold("x", written, torch.uint8, 1 << 16), code)
+    assert torch.equal(codec.unfold("x", written, torch.uint8, 1 << 16), code)
 
 
 def test_it_beats_zstd_where_symbols_do_not_repeat_in_phrases() -> None:
@@ -105,7 +105,7 @@ def test_any_bytes_come_back(runs: list[tuple[int, int]], segment: int) -> None:
     field = torch.cat([torch.full((count,), value, dtype=torch.uint8) for value, count in runs])[:4000]
     codec = Rans(fp32, segment)
     written = codec._squeeze(field)
-    assert torch.equal(codec._unfold("x", written, torch.uint8, len(field)), field)
+    assert torch.equal(codec.unfold("x", written, torch.uint8, len(field)), field)
     assert written.numel() <= codec._bound(torch.uint8, len(field))
 
 
@@ -159,7 +159,7 @@ def _bytes(*values: int) -> torch.Tensor:
 )
 def test_other_bytes_are_refused(data: torch.Tensor, said: str) -> None:
     with pytest.raises(PacketError, match=said):
-        Rans(int8)._unfold("code", data, torch.int8, 8)
+        Rans(int8).unfold("code", data, torch.int8, 8)
 
 
 def test_a_short_stream_is_not_believed_to_be_long() -> None:
