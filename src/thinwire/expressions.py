@@ -42,6 +42,8 @@ _ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Mult: operator.mul,
     ast.Div: operator.truediv,
 }
+#: Parameters that are no options, since a codec is given them with the model's shapes.
+_FITTED = ("shapes", "ranks")
 
 
 def evaluate(expression: str, words: Words) -> object:
@@ -60,10 +62,10 @@ def options(entry: Callable[..., Any]) -> dict[str, object]:
     """The options an entry takes and their defaults; `inspect.Parameter.empty` where one must be given.
 
     An entry that is itself a codec, such as int8, is called to change what it already has. What an entry takes any
-    number of, such as the codecs of `layers`, is no option; nor are `shapes`, which a codec is fitted to.
+    number of, such as the codecs of `layers`, is no option; nor are `_FITTED`, which a codec learns of the model.
     """
     signature = inspect.signature(entry)
-    told = {name: p for name, p in signature.parameters.items() if name != "shapes"}
+    told = {name: p for name, p in signature.parameters.items() if name not in _FITTED}
     parameters = {name: p for name, p in told.items() if p.kind is not p.VAR_POSITIONAL}
     return {name: getattr(entry, name, p.default) if p.default is None else p.default for name, p in parameters.items()}
 

@@ -1,6 +1,6 @@
 """The codec contract: a flat float32 vector becomes named fields, and fields become a vector again.
 
-A codec is a frozen dataclass of its options. It has no memory (error feedback is a wrapper, feedback.py), reads no
+A codec is a frozen dataclass of its options. It has no memory (error feedback is a wrapper, feedback/), reads no
 clock and no global generator: equal input, options and key give equal fields on every member and device kind.
 What it promises it declares in `traits`, `layout`, `contraction` and `variance`; tests/conformance holds it to that.
 """
