@@ -1,4 +1,4 @@
-"""Small real parts for the tests of hooks: a bucket, and a round of two stages."""
+"""Small real parts for the tests of hooks: a bucket, and a round whose second stage follows from its first."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Bucket:
 
 @dataclass(frozen=True)
 class ScaleFirst(Staged):
-    """Members agree on the mean of their largest entries, then send signs of that size in 8 bits: two exchanges."""
+    """Members agree on the mean of their largest entries, then send what is no larger, in 8 bits: two exchanges."""
 
     wants_feedback = False
 
