@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from thinwire.codecs import Sketch, sketch
-from thinwire.codecs.sketch import _median, estimated, largest, sketched, touched, unsketch
+from thinwire.codecs.sketch import _median, estimated, sketched, touched, unsketch
 from thinwire.errors import ConfigError
 
 WHOLE = torch.randint(-1000, 1000, (5, 3000), generator=torch.Generator().manual_seed(0)).float()
@@ -104,12 +104,6 @@ def test_cells_and_signs_are_evenly_drawn() -> None:
 def test_the_median(rows: int) -> None:
     x = torch.randn(rows, 500, generator=torch.Generator().manual_seed(rows))
     assert torch.equal(_median(list(x)), x.median(dim=0).values)
-
-
-def test_the_largest_and_of_equals_the_first() -> None:
-    assert largest(torch.tensor([1.0, -2, 2, 0, -2]), 2).tolist() == [1, 2]
-    assert largest(torch.tensor([1.0, -2]), 5).tolist() == [0, 1]
-    assert largest(torch.zeros(0), 5).tolist() == []
 
 
 def test_the_largest_numbers_stay_finite() -> None:

@@ -6,8 +6,8 @@
     >>> (topk(1 / 64) | int4).layout(1_000_000)
     {'value.scale': (torch.float32, 245), 'value.code': (torch.uint8, 7813), 'index': (torch.uint8, 15626)}
 
-To add one: its file here, its line in `CODECS`, its example in tests/conformance/test_codecs.py. CONTRIBUTING.md has the
-same for rounds of several exchanges (`STAGED`) and memories (`FEEDBACK`).
+To add one: its file here, its line in `CODECS`, its example in tests/conformance/test_codecs.py. CONTRIBUTING.md says
+the same of rounds of several exchanges (`STAGED`) and memories (`FEEDBACK`).
 """
 
 from __future__ import annotations

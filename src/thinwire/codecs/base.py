@@ -7,6 +7,7 @@ What it promises it declares in `traits`, `layout`, `contraction` and `variance`
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -151,6 +152,12 @@ class Codec(ABC):
                 mend="error feedback goes around the whole chain: feedback(topk(1/64) | int4)",
             )
         return then.after(self)
+
+
+def as_matrix(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Rows and columns of a parameter seen as a matrix: the first dimension, and all others; a vector has one row."""
+    rows = shape[0] if len(shape) > 1 else 1
+    return rows, math.prod(shape) // max(1, rows)
 
 
 def require(fields: Fields, layout: Layout, *, exact: bool = True) -> None:

@@ -29,11 +29,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from thinwire.codecs.base import Codec, Traits, require
+from thinwire.codecs.base import Codec, Shapes, Traits, as_matrix, require
 from thinwire.codecs.blocks import HUGE, SLACK
 from thinwire.codecs.indices import read_numbers, write_numbers
 from thinwire.codecs.memory import empty
 from thinwire.codecs.options import call, changed, check_share, is_whole
+from thinwire.codecs.selection import largest_in_rows
 from thinwire.errors import ConfigError, PacketError
 from thinwire.packet import Fields, Layout
 
@@ -80,7 +81,7 @@ class DCT(Codec):
 
     share: float
     chunk: int = _CHUNK
-    shapes: tuple[tuple[int, ...], ...] = field(default=(), repr=False)
+    shapes: Shapes = field(default=(), repr=False)
 
     values = "value"
 
@@ -102,7 +103,7 @@ class DCT(Codec):
     def traits(self) -> Traits:
         return Traits(reencodes=False, wants_feedback=True)
 
-    def fit(self, shapes: tuple[tuple[int, ...], ...]) -> DCT:
+    def fit(self, shapes: Shapes) -> DCT:
         """The codec for vectors of these parameters' elements; vectors of other lengths are cut as if without shape."""
         return replace(self, shapes=shapes)
 
@@ -124,7 +125,7 @@ class DCT(Codec):
             inner = _product(chunks, _basis(band.b, x.device).t())
             coefficients = _product(_basis(band.a, x.device), inner).mul_(unit.mul_(_DOWN)).float()
             rows = coefficients.view(-1, band.a * band.b)
-            largest = _largest(rows, band.k)  # [chunks, k]
+            largest = largest_in_rows(rows, band.k)  # [chunks, k]
             value[done : done + band.kept] = rows.gather(1, largest).view(-1)
             index[done : done + band.kept] = largest.view(-1)
             done += band.kept
@@ -162,10 +163,9 @@ class DCT(Codec):
     def _bands(self, n: int) -> Iterator[_Band]:
         start = 0
         for shape in self.shapes if sum(map(math.prod, self.shapes)) == n else ((n,),):
-            size = math.prod(shape)
-            rows = shape[0] if len(shape) > 1 else 1
-            if min(rows, size // max(1, rows)) > 1:
-                yield from self._matrix(start, rows, size // rows)
+            size, (rows, cols) = math.prod(shape), as_matrix(shape)
+            if min(rows, cols) > 1:
+                yield from self._matrix(start, rows, cols)
             elif size:
                 yield from self._vector(start, size)
             start += size
@@ -237,15 +237,6 @@ def _table(size: int) -> Tensor:
         norm = math.sqrt((2 if i else 1) / size) * (1 << _BASIS)
         rows.append([round(norm * math.cos(math.pi * i * (2 * j + 1) / (2 * size))) for j in range(size)])
     return torch.tensor(rows, dtype=torch.float64)
-
-
-def _largest(rows: Tensor, k: int) -> Tensor:
-    """Positions of the k largest magnitudes of each row, ascending; of equal ones the lower. int64 [rows, k]"""
-    width = rows.shape[1]
-    backwards = torch.arange(width - 1, -1, -1, device=rows.device)
-    order = rows.abs().view(torch.int32).long().bitwise_left_shift_(_POSITION).bitwise_or_(backwards)
-    chosen = order.topk(k, dim=1, sorted=False).values.bitwise_and_((1 << _POSITION) - 1)
-    return chosen.neg_().add_(width - 1).sort(dim=1).values
 
 
 dct = DCT

@@ -31,7 +31,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from thinwire.codecs.base import Codec, Shapes
+from thinwire.codecs.base import Codec, Shapes, as_matrix
 from thinwire.codecs.blocks import sums
 from thinwire.codecs.options import call, changed, check_flag, is_whole
 from thinwire.codecs.precision import fp32
@@ -156,7 +156,7 @@ class PowerSGD(Staged):
         ranks = self.ranks or (self.rank,) * len(sizes)
         starts = itertools.accumulate(sizes, initial=0)
         for shape, size, rank, start in zip(self.shapes, sizes, ranks, starts, strict=False):
-            rows, cols = _matrix(shape)
+            rows, cols = as_matrix(shape)
             if rows > 1 and (rows + cols) * rank * _WORTH <= size:
                 found.setdefault((rows, cols, rank), []).append(start)
         return [_Group(rows, cols, rank, tuple(starts)) for (rows, cols, rank), starts in found.items()]
@@ -166,19 +166,13 @@ class PowerSGD(Staged):
 
         piece  float32, the parameter's elements; what it loses is what its singular values beyond the rank hold
         """
-        rows, cols = _matrix(shape)
+        rows, cols = as_matrix(shape)
         if rows <= 1 or (rows + cols) * self.rank * _WORTH > piece.numel():
             return 0.0, _bytes(self.factors, piece.numel())
         matrix = piece.view(rows, cols).double()
         squares = torch.linalg.eigvalsh(matrix @ matrix.t() if rows <= cols else matrix.t() @ matrix)  # ascending
         lost = squares[: max(0, len(squares) - self.rank)].clamp(min=0).sum()
         return float(lost.sqrt()), _bytes(self.factors, (rows + cols) * self.rank)
-
-
-def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Rows and columns of a parameter seen as a matrix; a vector has one row."""
-    rows = shape[0] if len(shape) > 1 else 1
-    return rows, math.prod(shape) // max(1, rows)
 
 
 def _bytes(codec: Codec, n: int) -> int:

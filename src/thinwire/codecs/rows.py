@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from thinwire.codecs import indices
-from thinwire.codecs.base import Codec, Traits, require
+from thinwire.codecs.base import Codec, Shapes, Traits, as_matrix, require
 from thinwire.codecs.blocks import HUGE
 from thinwire.codecs.memory import zeros
 from thinwire.codecs.options import call, changed, check_share, is_whole
@@ -70,7 +70,7 @@ class Rows(Codec):
     _: KW_ONLY
     width: int = _DEFAULT_WIDTH
     sampled: bool = False
-    shapes: tuple[tuple[int, ...], ...] = field(default=(), repr=False)
+    shapes: Shapes = field(default=(), repr=False)
 
     values = "value"  # sampled: of scaled rows; what follows is then unbiased after unbiased, and omegas add up as ever
 
@@ -98,7 +98,7 @@ class Rows(Codec):
     def traits(self) -> Traits:
         return Traits(unbiased=self.sampled, reencodes=False, wants_feedback=not self.sampled)
 
-    def fit(self, shapes: tuple[tuple[int, ...], ...]) -> Rows:
+    def fit(self, shapes: Shapes) -> Rows:
         """The same codec for a vector of the elements of these parameters, in order."""
         return replace(self, shapes=tuple(map(tuple, shapes)))
 
@@ -162,11 +162,10 @@ class Rows(Codec):
             shapes = ((n // self.width, self.width), (n % self.width,))
         matrices, begin = [], 0
         for shape in shapes:
-            size = math.prod(shape)
-            rows = shape[0] if len(shape) > 1 else 1
-            if size:
-                matrices.append(_Matrix(begin, rows, size // rows, math.ceil(self.share * rows)))
-            begin += size
+            rows, width = as_matrix(shape)
+            if width and rows:
+                matrices.append(_Matrix(begin, rows, width, math.ceil(self.share * rows)))
+            begin += rows * width
         return matrices
 
 

@@ -31,6 +31,7 @@ from torch import Tensor
 from thinwire.codecs.base import Codec, Traits, require
 from thinwire.codecs.blocks import HUGE, pieces
 from thinwire.codecs.options import call, changed, is_whole
+from thinwire.codecs.selection import largest
 from thinwire.errors import ConfigError
 from thinwire.packet import Fields, Layout
 from thinwire.randomness import mix
@@ -142,14 +143,6 @@ def touched(index: Tensor, width: int, rows: int, key: int) -> Iterator[Tensor]:
     """For each row, the cells that the elements at these positions are added to: int64 [len(index)]."""
     for a, b in _multipliers(rows, key):
         yield _cell(index * a + b, width)
-
-
-def largest(x: Tensor, k: int) -> Tensor:
-    """Positions of the k largest magnitudes, ascending; of equal ones the lower. int64 [min(k, n)]"""
-    backwards = torch.arange(len(x) - 1, -1, -1, device=x.device)
-    order = x.abs().view(torch.int32).long().bitwise_left_shift_(31).bitwise_or_(backwards)
-    chosen = order.topk(min(k, len(x)), sorted=False).values.bitwise_and_((1 << 31) - 1)
-    return chosen.neg_().add_(len(x) - 1).sort().values
 
 
 def _multipliers(rows: int, key: int) -> Iterator[tuple[int, int]]:

@@ -23,22 +23,17 @@ from __future__ import annotations
 import math
 from dataclasses import KW_ONLY, dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from thinwire.codecs import indices
 from thinwire.codecs.base import Codec, Traits, require
-from thinwire.codecs.blocks import pieces
 from thinwire.codecs.indices import INDEX, Index
 from thinwire.codecs.memory import zeros
 from thinwire.codecs.options import call, changed, check_share, is_whole
+from thinwire.codecs.selection import largest, largest_in_blocks
 from thinwire.errors import ConfigError, PacketError
 from thinwire.packet import Fields, Layout
-
-_UNSIGNED = 0x7FFFFFFF  # all bits of a float32 but its sign; what is left is ordered as the magnitudes are
-_SAMPLE = 1024  # entries of a sample that are to pass: their number errs by 3 %, so that few more than k pass in vain
-_PIECE = 1 << 18  # elements scanned at once
 
 
 @dataclass(frozen=True)
@@ -127,10 +122,9 @@ class TopK(Codec):
 
     def _positions(self, x: Tensor) -> Tensor:
         """Of what is kept, ascending; int64 [k]."""
-        k = self._kept(len(x))
-        if k == len(x):
-            return torch.arange(k, device=x.device)
-        return _largest(x, k) if self.block is None else _largest_in_blocks(x, self.share, self.block)
+        if self.block is None:
+            return largest(x, self._kept(len(x)))
+        return largest_in_blocks(x, self.share, self.block)
 
     def _kept(self, n: int) -> int:
         if self.block is None:
@@ -153,85 +147,6 @@ def warmup_shares(final: float, stages: int) -> tuple[float, ...]:
             mend="five stages of an epoch each are usual",
         )
     return tuple(max(final ** ((stage + 1) / (stages + 1)), final) for stage in range(stages))
-
-
-def _largest(x: Tensor, k: int) -> Tensor:
-    """Positions of the k largest magnitudes, of equals the first, ascending; int64 [k], 0 < k < n."""
-    candidates = _candidates(x, k) if x.device.type == "cpu" else None
-    if candidates is None:
-        return _largest_in_rows(_magnitude(x).unsqueeze(0), k)
-    magnitude = _magnitude(x.index_select(0, candidates))
-    return candidates.index_select(0, _largest_in_rows(magnitude.unsqueeze(0), k))
-
-
-def _largest_in_blocks(x: Tensor, share: float, block: int) -> Tensor:
-    """The same for each block of x; int64, ascending."""
-    found = [
-        _largest_in_rows(_magnitude(x[start:stop]).view(-1, width), math.ceil(share * width)) + start
-        for start, stop, width in pieces(len(x), block, x.device)
-    ]
-    return torch.cat(found)
-
-
-def _magnitude(x: Tensor) -> Tensor:
-    """Integers in the order of the magnitudes: the bits without the sign.  int32 [n]"""
-    return x.view(torch.int32) & _UNSIGNED
-
-
-def _largest_in_rows(magnitude: Tensor, k: int) -> Tensor:
-    """Places of the k largest of each row in the rows laid end to end.  int32 [r, w] to int64 [r k]"""
-    kth = _kth_largest(magnitude, k)  # [r, 1]
-    found = _where(magnitude >= kth)
-    if len(found) > len(magnitude) * k:  # there are more that equal the k-th
-        above, ties = magnitude > kth, magnitude == kth
-        found = _where(above | ties & (ties.cumsum(dim=1) <= k - above.sum(dim=1, keepdim=True)))
-    return found
-
-
-def _kth_largest(magnitude: Tensor, k: int) -> Tensor:
-    place = magnitude.shape[1] - k
-    if magnitude.device.type == "cpu":  # numpy's, here and below, is several times as fast as torch's
-        return torch.from_numpy(np.partition(magnitude.numpy(), place, axis=1)[:, place, None])
-    return magnitude.kthvalue(place + 1, dim=1, keepdim=True).values
-
-
-def _where(mask: Tensor) -> Tensor:
-    """Places of what is true, ascending.  bool [r, w] to int64"""
-    if mask.device.type == "cpu":
-        return torch.from_numpy(np.flatnonzero(mask.numpy()))
-    return mask.view(-1).nonzero().squeeze(1)
-
-
-def _candidates(x: Tensor, k: int) -> Tensor | None:
-    """Positions, ascending, that the k largest and the first of equals are among; None if that would be too many."""
-    bits = x.numpy().view(np.int32)
-    n = len(bits)
-    if n < 1 << 14 or 8 * k > n:
-        return None
-    step = max(16, k // _SAMPLE) | 1  # odd: sizes of layers are even
-    sample = bits[::step] & _UNSIGNED
-    due = len(sample) * k / n
-    rank = min(len(sample), math.ceil(due + 4 * math.sqrt(due) + 4))  # 4 standard errors to the safe side
-    threshold = int(np.partition(sample, len(sample) - rank)[len(sample) - rank])
-    found = _at_least(bits, max(1, threshold))
-    if len(found) >= k:
-        return torch.from_numpy(found)
-    if threshold > 0:  # the sample was unlucky
-        return None
-    zeros = np.flatnonzero((bits[:k] & _UNSIGNED) == 0)  # as many as are lacking are among the first k
-    return torch.from_numpy(np.sort(np.concatenate([found, zeros])))
-
-
-def _at_least(bits: np.ndarray, threshold: int) -> np.ndarray:
-    """Where the magnitude is no less, in pieces that stay in the cache."""
-    magnitude, passed = np.empty(_PIECE, np.int32), np.empty(_PIECE, np.bool_)
-    found = []
-    for start in range(0, len(bits), _PIECE):
-        piece = bits[start : start + _PIECE]
-        np.bitwise_and(piece, _UNSIGNED, out=magnitude[: len(piece)])
-        np.greater_equal(magnitude[: len(piece)], threshold, out=passed[: len(piece)])
-        found.append(np.flatnonzero(passed[: len(piece)]) + start)
-    return np.concatenate(found)
 
 
 topk = TopK
