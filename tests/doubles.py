@@ -140,8 +140,8 @@ class Halves(Staged):
 
     def run(self, x: Tensor, shared: Tensors, key: int) -> Stages:
         middle = len(x) // 2
-        first = yield Stage(x[:middle], self.codec)
-        second = yield Stage(x[middle:], self.codec)
+        first = yield Stage(x[:middle], self.codec, whole=True)
+        second = yield Stage(x[middle:], self.codec, whole=True)
         count = shared.get("count", torch.tensor(0)) + 1
         combined, sent = (torch.cat(halves) for halves in zip(first, second, strict=True))
         return Result(combined, sent, {"count": count})

@@ -208,6 +208,19 @@ def test_the_owner_of_a_shard_that_abstains_has_sent_what_it_owed_of_it():
     assert run(3, member) == [([0.25, 0.75], owed, 0.75) for owed in (1.25, 0.5, 1.25)]
 
 
+@pytest.mark.parametrize("members", [2, 3])
+def test_what_waits_of_a_member_that_weighs_nothing_stays_as_it_was(members):
+    def member(link):
+        carried, owed = Carried(), []
+        for number, weight in enumerate((1.0, 1.0 if link.rank else 0.0)):
+            ex = exchange(link, ErrorFeedback(Half()), WeightedMean(), number=number)
+            carried = combine(ex, torch.ones(768), weight, carried, None).carried
+            owed.append(float(carried.own["residual"][0]))
+        return owed
+
+    assert run(members, member) == [[0.5, 0.5]] + [[0.5, 0.75]] * (members - 1)
+
+
 @pytest.mark.parametrize("members", [3, 4])
 def test_leaders_go_through_stages_and_an_abstaining_leader_speaks_for_its_island(members):
     def member(link):

@@ -1255,6 +1255,19 @@ def test_nan_on_all_members_is_divergence(method, members):
     run(members, member)
 
 
+def test_values_that_overflow_together_are_divergence():
+    def member(link):
+        model = nn.Linear(4, 1, bias=False)
+        model.weight.data.zero_()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with thinwire.synchronize(model, optimizer, every_step(), link):
+            model.weight.grad = torch.full((1, 4), 3e38)
+            optimizer.step()
+
+    with pytest.raises(DivergedError, match="each member's values are finite, but not what they combine to"):
+        run(3, member)
+
+
 def test_in_gossip_a_member_waits_for_a_partner_to_heal_it():
     """Alone or with a partner that is no better it goes on for a while; a healthy partner's model heals it."""
 

@@ -147,17 +147,21 @@ def _through(
     """Take a vector through a group: in one exchange, or in as many as a staged codec asks for.
 
     A stage of which nothing comes, here or everywhere, is answered with zeros, so that all go through all of them.
+    What a second encoding drops is remembered of stages that are `whole`. Where members add up what was sent, other
+    stages of the mean are not encoded a second time.
 
     returns  what came of it, what was sent (if `work.ex.how` is feedback), and what is carried on but for `own`
     """
     ex, dropped = work.ex, dict(carried.dropped)
+    tracks = isinstance(ex.how, Feedback) and ex.how.tracks
 
     def exchange(number: int, stage: Stage) -> Outcome:
         rule, key = stage.rule or ex.aggregator, mix(ex.key, 5, number) if number else ex.key
         weighs = weight if rule.weighs else 1.0
         leg = Leg(
             stage.codec, rule, stage.vector, weighs, abstains, key, tells=isinstance(ex.how, Feedback | Staged),
-            keeps=keeps, dropped=dropped.get(str(number)), tracks=isinstance(ex.how, Feedback) and ex.how.tracks,
+            keeps=keeps if stage.whole else None if tracks and stage.rule is None else 0.0,
+            dropped=dropped.get(str(number)) if stage.whole else None, tracks=tracks,
         )  # fmt: skip
         outcome = carry(work, route, leg)
         if outcome.dropped is not None:
@@ -165,7 +169,7 @@ def _through(
         return outcome
 
     if isinstance(how, Codec):
-        outcome = exchange(0, Stage(x, how))
+        outcome = exchange(0, Stage(x, how, whole=True))
         return outcome.combined, outcome.sent, replace(carried, dropped=dropped)
     run, came = how.run(x, carried.stages, mix(ex.key, 6)), True
     stage = next(run)

@@ -42,8 +42,7 @@ _ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Mult: operator.mul,
     ast.Div: operator.truediv,
 }
-#: Parameters that are no options, since a codec is given them with the model's shapes.
-_FITTED = ("shapes", "ranks")
+_FITTED = ("shapes", "ranks")  # given by a model or a budget, not by a person
 
 
 def evaluate(expression: str, words: Words) -> object:
@@ -62,7 +61,7 @@ def options(entry: Callable[..., Any]) -> dict[str, object]:
     """The options an entry takes and their defaults; `inspect.Parameter.empty` where one must be given.
 
     An entry that is itself a codec, such as int8, is called to change what it already has. What an entry takes any
-    number of, such as the codecs of `layers`, is no option; nor are `_FITTED`, which a codec learns of the model.
+    number of, such as the codecs of `layers`, is no option; nor is what a codec is fitted to.
     """
     signature = inspect.signature(entry)
     told = {name: p for name, p in signature.parameters.items() if name not in _FITTED}

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from thinwire.codecs import How
-from thinwire.collectives import NOBODY_FINITE, Carried, Combined, combine
+from thinwire.collectives import NOBODY_FINITE, OVERFLOW, Carried, Combined, combine
 from thinwire.links.base import Handle, Link
 from thinwire.method import Method
 from thinwire.packet import Header
@@ -147,7 +147,7 @@ def finish(
     now = {rank: 0 if rank in combined.ranks else state.idle.get(rank, 0) + 1 for rank in due}
     idle = {**state.idle, **now}
     if combined.update is None:
-        kept = replace(state, idle=idle) if combined.reason == NOBODY_FINITE else state
+        kept = replace(state, idle=idle) if combined.reason in (NOBODY_FINITE, OVERFLOW) else state
         return kept, Skipped(*where, combined.reason)
     anchor, memory = method.outer.step(state.anchor, combined.update, state.memory)
     after = replace(

@@ -12,7 +12,13 @@ from thinwire.errors import ConfigError
 from thinwire.methods import METHODS
 from thinwire.report.record import RunRecord
 
-OPTIONS = {"ddp": "", "post_local_sgd": "--switch 4 --every 4"}
+OPTIONS = {
+    "ddp": "",
+    "post_local_sgd": "--switch 4 --every 4",
+    "dgc": "--warmup 5 --codec topk(1/8)",
+    "one_bit_adam": "--freeze 4",
+    "sign_sgd": "--block 256",
+}
 
 
 def record(folder: str = "runs/run") -> RunRecord:

@@ -126,6 +126,8 @@ def test_ranks_of_powersgd():
         assert len(stages) == (3 if seed < 2 else 2)
         sizes.append((sum(len(s.vector) for s in stages[:2]), sum(len(s.vector) for s in plain_stages)))
         errors.append((float((x - result.sent).square().sum()), float((x - plain.sent).square().sum())))
+        if seed == 1:
+            assert set(shared) == {"number", "choice"}, "a warm start is of the ranks that were"
     ranks = [RANKS[option].rank for option in shared["choice"].tolist()]
     assert ranks[0] == 1
     assert sizes[0][0] == sizes[0][1]
@@ -212,11 +214,14 @@ def test_the_expression():
         (lambda: budget(*SHARES, limit=0), "limit=0\n  expected  a number above 0"),
         (lambda: budget(*SHARES, window=0), "window=0 with refresh=100"),
         (lambda: budget(*SHARES, like=0.5), "like=0.5 of 5 options"),
-        (lambda: budget(*SHARES, limit="1"), "limit='1'\n  expected  a number above 0"),
         (lambda: budget(*SHARES, window=2.5), "window=2.5 with refresh=100"),
         (lambda: budget(*SHARES, refresh="10"), "window=10 with refresh='10'"),
-        (lambda: budget(*SHARES, small=-1), "a budget's layers are to be small below -1 elements"),
         (lambda: budget(*SHARES, window=9, refresh=8), "window=9 with refresh=8"),
+        (lambda: budget(*SHARES, window=1.5, refresh=2.5), "window=1.5 with refresh=2.5\n  expected  whole numbers"),
+        (lambda: budget(*SHARES, window="9"), "window='9' with refresh=100"),
+        (lambda: budget(*SHARES, like=True), "like=True of 5 options"),
+        (lambda: budget(*SHARES, limit="1"), "limit='1'\n  expected  a number above 0"),
+        (lambda: budget(*SHARES, small=-1), "small=-1\n  expected  a whole number of at least 0"),
         (lambda: budget(*SHARES) | int8, r"budget\(.* \| ...: it is no codec but a round of several exchanges"),
     ],
 )

@@ -131,6 +131,15 @@ def test_inputs_are_not_changed():
         assert all(torch.equal(before[name], held[name]) for name in held)
 
 
+@pytest.mark.parametrize("options", [{"masking": False}, {"masking": True}, {"nesterov": True}])
+def test_memories_outlive_the_vector(options):
+    group, x = Members(dgc(topk(1 / 2), **options), 1), torch.arange(4.0)
+    group.round([x])
+    held = {name: value.clone() for name, value in group.own[0].items()}
+    x.fill_(100.0)
+    assert all(torch.equal(value, held[name]) for name, value in group.own[0].items())
+
+
 def momentum_sgd(model):
     return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -123,6 +124,17 @@ def test_a_member_that_a_round_did_not_count_keeps_what_waits_and_follows_the_re
     assert group.own[1] is before
     assert not torch.equal(moved, group.shared["momentum"])
     assert int(group.shared["rounds"]) == int(group.stages["rounds"]) == 4
+
+
+def test_shared_state_is_alike_on_processors_that_fuse_products_and_sums_and_on_others():
+    first, second = (x.numpy() for x in vectors(2, 5000))
+    group, f = Members(frozen_adam(fp32), 1), np.float32
+    group.round([torch.from_numpy(first)])
+    group.round([torch.from_numpy(second)])
+    m, v = first * f(1 - BETA1), (first * first) * f(1 - BETA2)
+    m, v = m * f(BETA1) + second * f(1 - BETA1), v * f(BETA2) + (second * second) * f(1 - BETA2)
+    assert np.array_equal(group.shared["momentum"].numpy(), m)
+    assert np.array_equal(group.shared["variance"].numpy(), v)
 
 
 def test_it_trains_at_one_bit():

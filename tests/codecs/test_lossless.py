@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from doubles import Nonzero
-from thinwire.codecs import Rans, Zstd, dgc, int8, layers, topk, warmup
+from thinwire.codecs import Rans, Zstd, int8, layers, parse, topk, warmup
 from written import again
 
 X = torch.randn(5000, generator=torch.Generator().manual_seed(0))
@@ -35,7 +35,9 @@ def test_what_stands_before_is_seen_through_it(stage: Rans | Zstd) -> None:
     assert codec.selection == topk(1 / 8)
     assert codec.lead(lambda _: topk(1 / 2)) == topk(1 / 2) | int8 | stage
     assert codec.contraction(64) == inner.contraction(64)
-    assert dgc(codec).codec == codec
+    for expression in ("dgc({})", "gmf({})", "feedback(warmup({}, 10))"):
+        memory = parse(expression.format(codec.spec))
+        assert parse(memory.spec) == memory
     assert warmup(codec, rounds=5).at(0).leads[0] == warmup(inner, rounds=5).at(0).leads[0]
     cut = (layers(topk(1 / 8), small=1) | stage).fit(((4, 4), (4, 4)))
     assert cut == layers(topk(1 / 8), small=1).fit(((4, 4), (4, 4))) | stage

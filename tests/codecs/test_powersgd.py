@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from memories import vectors
 from staged import rounds
 from thinwire import every_step
 from thinwire.aggregators import WeightedMean
@@ -179,3 +180,17 @@ def test_expressions_and_refusals() -> None:
         powersgd(2, warm=0)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="powersgd is to write its factors with 3"):
         powersgd(2, factors=3)  # type: ignore[arg-type]
+
+
+def test_what_members_know_of_each_other_holds_where_factors_are_rounded():
+    memory = parse("ef21(powersgd(2, factors=int4))").fit(((50, 100),))
+    done = rounds(memory, [vectors(3, 5000, number) for number in range(10)])
+    own = torch.stack([member[-1].carried.own["estimate"] for member in done]).mean(dim=0)
+    torch.testing.assert_close(done[0][-1].carried.shared["estimate"], own, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("then", ["powersgd(2, factors=int8)", "tagc(0.2)"])
+def test_stages_of_other_lengths_may_follow_a_codec_that_is_encoded_twice(then):
+    memory = parse(f"feedback(switch(int4, 2, {then}))").fit(((50, 100),))
+    before, after = rounds(memory, [vectors(3, 5000, number) for number in range(4)])[0][1::2]
+    assert before.carried.dropped.keys() == after.carried.dropped.keys() == {"0"}  # still owed

@@ -9,7 +9,7 @@ import torch
 
 from doubles import Halves
 from memories import Members
-from small import make_model, same, sgd, train
+from small import batch, loss_of, make_model, same, sgd, train
 from thinwire import synchronize
 from thinwire.codecs import (
     Switch,
@@ -30,6 +30,7 @@ from thinwire.codecs import (
 from thinwire.errors import ConfigError
 from thinwire.links.local import run
 from thinwire.methods import every_step
+from thinwire.topologies import Islands
 
 
 def test_shares_of_the_paper():
@@ -149,3 +150,27 @@ def test_int4_is_used():
     """The inner codec of a switch is called: what comes out is on its grid."""
     group, x = Members(feedback(switch(int4, 1, fp32)), 1), torch.randn(64)
     assert torch.equal(group.round([x]), int4.decode(int4.encode(x, 0), 64, 0))
+
+
+def test_other_leaders_of_islands_begin_anew_together():
+    """Leaders of islands alone remember stages: of four members 0, 1, 3, 4 out of five, 0 led before and 3 did not."""
+    method = every_step(codec=feedback(warmup(topk(1 / 16), rounds=10))).but(topology=Islands(2))
+
+    def member(link, saved, numbers):
+        model = make_model()
+        optimizer = sgd(model)
+        with synchronize(model, optimizer, method, link) as sync:
+            if saved:
+                weights, state = saved[link.rank]
+                model.load_state_dict(weights)
+                sync.load_state_dict(state)
+            for number in numbers:
+                loss_of(model, *batch(number, link.rank)).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+            return model.state_dict(), sync.state_dict()
+
+    saved = run(5, lambda link: member(link, None, range(6)))
+    resumed = run(4, lambda link: member(link, [saved[rank] for rank in (0, 1, 3, 4)], range(6, 9)))
+    stages = [state["fragments"][0]["carried"]["stages"] for _, state in resumed]
+    assert [int(held["rounds"]) if held else None for held in stages] == [3, None, 3, None]

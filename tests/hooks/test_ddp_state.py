@@ -108,7 +108,17 @@ def test_every_bucket_comes_back_as_the_members_mean(members):
 
 @pytest.mark.parametrize(
     "codec",
-    ["int8", int4(rounding="stochastic"), "feedback(topk(1/8) | int4)", ScaleFirst(), ErrorFeedback(ScaleFirst())],
+    [
+        "int8",
+        int4(rounding="stochastic"),
+        "feedback(topk(1/8) | int4)",
+        ScaleFirst(),
+        ErrorFeedback(ScaleFirst()),
+        "powersgd(1)",
+        "tagc",
+        "budget(topk(1/8), topk(1/4), window=1, refresh=2, small=4)",
+        "ef21(topk(1/4))",
+    ],
     ids=str,
 )
 def test_buckets_mean_nothing(codec):
@@ -279,7 +289,13 @@ def test_a_job_that_fails_does_not_hold_up_the_next():
 
 # --- state ------------------------------------------------------------------------------------------------------------
 
-RESUMED = ["feedback(topk(1/8) | int4)", ErrorFeedback(ScaleFirst()), ErrorFeedback(int4(rounding="stochastic"))]
+RESUMED = [
+    "feedback(topk(1/8) | int4)",
+    "powersgd(1)",
+    "ef21(tagc)",
+    ErrorFeedback(ScaleFirst()),
+    ErrorFeedback(int4(rounding="stochastic")),
+]
 
 
 @pytest.mark.parametrize("codec", RESUMED, ids=str)

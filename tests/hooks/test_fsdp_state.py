@@ -72,7 +72,7 @@ def test_narrow_gradients_are_combined_in_float32():
         assert torch.equal(found[0], exact.bfloat16())
 
 
-@pytest.mark.parametrize("codec", ["feedback(topk(1/8))", ErrorFeedback(ScaleFirst())], ids=str)
+@pytest.mark.parametrize("codec", ["feedback(topk(1/8))", ErrorFeedback(ScaleFirst()), "tagc"], ids=str)
 def test_nothing_is_lost(codec):
     """Sum of what was applied + mean residual == sum of mean gradients, shard by shard, within float32's rounding."""
     steps, m = 6, 300
@@ -176,6 +176,11 @@ def test_requests_that_cannot_be_met():
     run(1, member)
     with pytest.raises(ConfigError, match=r"no module of this Linear is sharded\n.*\n.*fully_shard"):
         fsdp(nn.Linear(2, 2))
+    for codec in ("powersgd(2)", "budget(powersgd(1), powersgd(2))", "switch(fp32, 3, powersgd(2))"):
+        with pytest.raises(
+            ConfigError, match=r"are slices of parameters, in which it finds no matrix\n.*\n.*hooks.ddp"
+        ):
+            fsdp(nn.Linear(2, 2), codec)
 
 
 @pytest.mark.parametrize(("across", "setter"), [(None, "set_custom_reduce_scatter"), ("group", "set_all_reduce_hook")])

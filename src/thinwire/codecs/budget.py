@@ -39,7 +39,7 @@ from torch import Tensor
 from thinwire.aggregators import Mean
 from thinwire.codecs.allocation import Choice, Table, allocate, in_proportion, total
 from thinwire.codecs.base import Codec, Shapes
-from thinwire.codecs.layers import Layers, check_small
+from thinwire.codecs.layers import Layers
 from thinwire.codecs.options import call, changed, is_number, is_whole
 from thinwire.codecs.powersgd import PowerSGD
 from thinwire.codecs.precision import fp32
@@ -110,10 +110,15 @@ class Budget(Staged):
         if not (is_whole(self.refresh, 1) and is_whole(self.window, 1, self.refresh)):
             raise ConfigError(
                 f"budget: window={self.window!r} with refresh={self.refresh!r}",
-                expected="a window of at least one round, not longer than a refresh",
+                expected="whole numbers: a window of at least one round, not longer than a refresh",
                 mend="leave them out for 10 and 100",
             )
-        check_small("a budget's layers", self.small)
+        if not is_whole(self.small, 0):
+            raise ConfigError(
+                f"budget: small={self.small!r}",
+                expected="a whole number of at least 0: elements below which a parameter is written as it is",
+                mend="leave it out for 1024",
+            )
 
     @property
     def spec(self) -> str:
@@ -128,6 +133,10 @@ class Budget(Staged):
     def contractive(self) -> bool:
         return all(is_contractive(option) for option in self.options)
 
+    @property
+    def needs_shapes(self) -> bool:
+        return any(isinstance(option, PowerSGD) for option in self.options)
+
     def fit(self, shapes: Shapes) -> Budget:
         return replace(self, shapes=shapes)
 
@@ -141,7 +150,7 @@ class Budget(Staged):
             inner = {name.removeprefix(_INNER): held for name, held in shared.items() if name.startswith(_INNER)}
             result = yield from how.run(x, inner, key)
         else:
-            result = Result(*(yield Stage(x, how)), {})
+            result = Result(*(yield Stage(x, how, whole=True)), {})
         after = {_INNER + name: held for name, held in result.shared.items()}
         after |= {"number": torch.tensor(number + 1), "choice": torch.from_numpy(choice.copy())}
         if large and self._measures(number):
@@ -150,7 +159,10 @@ class Budget(Staged):
             if (number + 1 - self.window) % self.refresh:
                 after["table"] = total
             else:
-                after["choice"] = torch.from_numpy(self.choose(total.double().cpu().numpy(), choice))
+                chosen = self.choose(total.double().cpu().numpy(), choice)
+                if not np.array_equal(chosen, choice):  # a warm start is of the ranks that were
+                    after = {"number": after["number"]}
+                after["choice"] = torch.from_numpy(chosen)
         return replace(result, shared=after)
 
     def _measures(self, number: int) -> bool:

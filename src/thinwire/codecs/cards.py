@@ -70,8 +70,12 @@ def card(name: str, entry: Callable[..., Any], part: type, codec: Codec | Staged
 def signature(name: str, entry: Callable[..., Any]) -> str:
     """The entry as one would call it, with its defaults."""
     told = [str(p).split(":")[0] for p in inspect.signature(entry).parameters.values() if p.kind is p.VAR_POSITIONAL]
-    told += [o if v is inspect.Parameter.empty else f"{o}={v!r}" for o, v in options(entry).items()]
+    told += [o if v is inspect.Parameter.empty else f"{o}={_worded(v)}" for o, v in options(entry).items()]
     return f"{name}({', '.join(told)})" if told else name
+
+
+def _worded(value: object) -> str:
+    return value.spec if isinstance(value, Codec | Staged) else repr(value)
 
 
 def _line(text: str, label: str) -> str:

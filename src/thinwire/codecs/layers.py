@@ -58,7 +58,12 @@ class Layers(Codec):
                 expected="a codec for all layers, or one for each",
                 mend="write layers(topk(1/64)); error feedback goes around: feedback(layers(topk(1/64)))",
             )
-        check_small("layers", self.small)
+        if not is_whole(self.small, 0):
+            raise ConfigError(
+                f"layers are to be small below {self.small!r} elements",
+                expected="a whole number of at least 0",
+                mend=f"leave it out for {_SMALL}; 0 writes matrices of any size with the codec",
+            )
 
     @property
     def spec(self) -> str:
@@ -200,16 +205,6 @@ class Layers(Codec):
     def _due(self, n: int) -> list[tuple[torch.dtype, int]]:
         """Dtype and elements of every field of every layer, in order; upper bounds if sizes vary."""
         return [due for codec, _, size in self._layers(n) for due in codec.layout(size).values()]
-
-
-def check_small(name: str, small: object) -> None:
-    """Refuse what is no number of elements."""
-    if not is_whole(small, 0):
-        raise ConfigError(
-            f"{name} are to be small below {small!r} elements",
-            expected="a whole number of at least 0",
-            mend=f"leave it out for {_SMALL}; 0 writes matrices of any size with the codec",
-        )
 
 
 def layers(*codecs: Codec, small: int = _SMALL) -> Layers:

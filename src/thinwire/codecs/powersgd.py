@@ -106,6 +106,10 @@ class PowerSGD(Staged):
     def wants_feedback(self) -> bool:
         return True
 
+    @property
+    def needs_shapes(self) -> bool:
+        return True
+
     def fit(self, shapes: Shapes) -> PowerSGD:
         return replace(self, shapes=shapes)
 
@@ -113,7 +117,7 @@ class PowerSGD(Staged):
         groups = self._groups(len(x))
         plain = _rest(len(x), groups, x.device)
         if not groups:
-            combined, sent = yield Stage(x, self.factors)
+            combined, sent = yield Stage(x, self.factors, whole=True)
             return Result(combined, sent, shared)
         matrices = [group.all_of(x) for group in groups]
         qs = self._start(groups, shared, key, x.device)

@@ -29,12 +29,15 @@ import torch
 from torch import Tensor
 
 from thinwire.codecs.base import Codec, Traits, require
-from thinwire.codecs.blocks import HUGE, pieces
+from thinwire.codecs.blocks import HUGE
 from thinwire.codecs.options import call, changed, is_whole
 from thinwire.codecs.selection import largest
 from thinwire.errors import ConfigError
 from thinwire.packet import Fields, Layout
 from thinwire.randomness import mix
+
+_PIECE = 1 << 15  # elements hashed at once; hashes take 8 bytes each
+_SIGN = -(1 << 63)
 
 
 @dataclass(frozen=True)
@@ -112,22 +115,23 @@ def check_indices(name: str, n: int) -> None:
 def sketched(x: Tensor, width: int, rows: int, key: int) -> Tensor:
     """The sums: float32 [rows, width], on x's device."""
     cells = torch.zeros(rows, width, dtype=torch.float64)
-    for start, stop, _ in pieces(len(x), 1, torch.device("cpu")):
+    for start, stop in _pieces(len(x)):
         elements = x[start:stop].cpu().double()
-        for j, (cell, negative) in enumerate(_hashes(start, stop, width, rows, key, elements.device)):
-            cells[j].index_add_(0, cell, torch.where(negative, -elements, elements))
+        for j, mixed in enumerate(_mixed(start, stop, rows, key, elements.device)):
+            signed = _with_sign(elements, mixed)
+            cells[j].index_add_(0, _cell(mixed, width), signed)
     return cells.clamp_(-HUGE, HUGE).float().to(x.device)
 
 
 def estimated(cells: Tensor, n: int, key: int) -> Tensor:
     """All n estimates from cells [rows, width].  [n]"""
     rows, width = cells.shape
-    x = cells.new_empty(n)
-    for start, stop, _ in pieces(n, 1, cells.device):
+    x, exact = cells.new_empty(n), cells.double()
+    for start, stop in _pieces(n):
         found = []
-        for j, (cell, negative) in enumerate(_hashes(start, stop, width, rows, key, cells.device)):
-            value = cells[j].index_select(0, cell)
-            found.append(torch.where(negative, -value, value))
+        for j, mixed in enumerate(_mixed(start, stop, rows, key, cells.device)):
+            signs = mixed & _SIGN
+            found.append(_with_sign(exact[j].index_select(0, _cell(mixed, width)), signs))
         x[start:stop] = _median(found)
     return x
 
@@ -135,7 +139,7 @@ def estimated(cells: Tensor, n: int, key: int) -> Tensor:
 def unsketch(cells: Tensor, n: int, k: int, key: int) -> tuple[Tensor, Tensor]:
     """The k largest estimates, by ascending position: positions (int64) and values, [k] each."""
     estimates = estimated(cells, n, key)
-    index = largest(estimates, k)
+    index = largest(estimates, min(k, n))
     return index, estimates[index]
 
 
@@ -150,19 +154,26 @@ def _multipliers(rows: int, key: int) -> Iterator[tuple[int, int]]:
         yield _signed(mix(key, j, 0) | 1), _signed(mix(key, j, 1))
 
 
-def _hashes(
-    start: int, stop: int, width: int, rows: int, key: int, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """For each row, the cells of elements [start, stop) and whether they are subtracted. No table of all elements."""
+def _pieces(n: int) -> Iterator[tuple[int, int]]:
+    for start in range(0, n, _PIECE):
+        yield start, min(start + _PIECE, n)
+
+
+def _mixed(start: int, stop: int, rows: int, key: int, device: torch.device) -> Iterator[Tensor]:
+    """For each row, the hashes of elements [start, stop), int64; no table of all elements."""
     index = torch.arange(start, stop, device=device)
     for a, b in _multipliers(rows, key):
-        mixed = index * a + b  # modulo 2^64
-        yield _cell(mixed, width), mixed < 0
+        yield (index * a).add_(b)  # modulo 2^64
 
 
 def _cell(mixed: Tensor, width: int) -> Tensor:
-    """From the 32 bits below the sign: a number below `width`, each as likely."""
-    return mixed.bitwise_right_shift(31).bitwise_and_(0xFFFFFFFF).mul_(width).bitwise_right_shift_(32)
+    """From the 32 bits below the sign: a number below `width`, each as likely; in place."""
+    return mixed.bitwise_right_shift_(31).bitwise_and_(0xFFFFFFFF).mul_(width).bitwise_right_shift_(32)
+
+
+def _with_sign(x: Tensor, mixed: Tensor) -> Tensor:
+    """Float64 x, negated where the hash is negative: their sign bits side by side."""
+    return (mixed & _SIGN).bitwise_xor_(x.view(torch.int64)).view(torch.float64)
 
 
 def _signed(word: int) -> int:

@@ -39,11 +39,14 @@ class Stage:
     vector  float32 [any], finite
     codec   how it is written; the same on all members
     rule    how the vectors are merged; None is the method's own aggregator
+    whole   whether the vector is x itself or the same part of it in every round, so that what a second encoding drops
+            of it may go with the next round's; factors and sketches mean something else in every round
     """
 
     vector: Tensor
     codec: Codec = field(default_factory=FP32)
     rule: Aggregator | None = None
+    whole: bool = False
 
 
 class Exchanged(NamedTuple):
@@ -96,6 +99,11 @@ class Staged(ABC):
     def contractive(self) -> bool:
         """Whether ||x - sent||^2 <= (1 - delta) ||x||^2 for some delta > 0: what error feedback asks for."""
         return True
+
+    @property
+    def needs_shapes(self) -> bool:
+        """Whether it saves nothing on a vector that is not made of whole parameters."""
+        return False
 
     @property
     def selects(self) -> bool:

@@ -65,6 +65,10 @@ class Switch(Staged):
         return is_contractive(self.first) and is_contractive(self.then)
 
     @property
+    def needs_shapes(self) -> bool:
+        return isinstance(self.then, Staged) and self.then.needs_shapes
+
+    @property
     def selects(self) -> bool:
         return self.first.selects and self.then.selects
 
@@ -76,7 +80,7 @@ class Switch(Staged):
         how = self.first if done < self.rounds else self.then
         inner = {name.removeprefix(_INNER): held for name, held in shared.items() if name.startswith(_INNER)}
         if isinstance(how, Codec):
-            result = Result(*(yield Stage(x, how)), inner)
+            result = Result(*(yield Stage(x, how, whole=True)), inner)
         else:
             result = yield from how.run(x, inner, key)
         return replace(result, shared=_counted(done, {_INNER + name: held for name, held in result.shared.items()}))
@@ -144,7 +148,7 @@ class Warmup(Staged):
 
     def run(self, x: Tensor, shared: Tensors, key: int) -> Stages:
         done = _rounds(shared)
-        combined, sent = yield Stage(x, self.at(done))
+        combined, sent = yield Stage(x, self.at(done), whole=True)
         return Result(combined, sent, _counted(done))
 
 

@@ -155,11 +155,12 @@ class Peeled(Codec):
     def _plan(self) -> Plan:
         blocks = -(-len(self.union) // _LANE)
         full = torch.nn.functional.pad(self.union.cpu(), (0, blocks * _LANE - len(self.union))).view(blocks, _LANE)
-        turn = self.key % max(1, blocks)  # who is first in the queue for a full table changes from round to round
-        order = full.roll(-turn, 0)
         room = int((self._rows - _SPARE) / _PEELS)
-        fits = (order & (order.cumsum(dim=0) <= room)).roll(turn, 0)
-        return plan(Table(blocks, _LANE, self._rows // 3, self.key), fits)
+        if int(full.sum(dim=0).max()) > room:  # who is first in the queue changes from round to round
+            turn = self.key % blocks
+            queue = full.roll(-turn, 0)
+            full = (queue & (queue.cumsum(dim=0) <= room)).roll(turn, 0)
+        return plan(Table(blocks, _LANE, self._rows // 3, self.key), full)
 
     def layout(self, n: int) -> Layout:
         assert n == len(self.union)

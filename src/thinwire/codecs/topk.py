@@ -122,7 +122,7 @@ class TopK(Codec):
 
     def _positions(self, x: Tensor) -> Tensor:
         """Of what is kept, ascending; int64 [k]."""
-        if self.block is None:
+        if self.block is None or self._kept(len(x)) == len(x):
             return largest(x, self._kept(len(x)))
         return largest_in_blocks(x, self.share, self.block)
 

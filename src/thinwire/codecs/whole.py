@@ -32,7 +32,7 @@ def encode(x: Tensor, codec: Codec, *, key: int = 0) -> Packet:
     x        float32, bfloat16 or float16, any shape and strides, finite; not changed
     codec    how; not error feedback, which has a memory, nor a round of several exchanges
     key      64-bit; shared randomness, the same as given to `decode`
-    returns  a packet; its `to_bytes()` is what crosses a link
+    returns  a packet; its `to_bytes()` is what crosses a link. Until then it may share memory with x (fp32 does)
     raises   ConfigError for a tensor that cannot be written, naming what is wrong with it
     """
     _check_codec(codec)

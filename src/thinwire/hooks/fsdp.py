@@ -30,7 +30,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from thinwire.codecs import How
+from thinwire.codecs import How, Staged
 from thinwire.errors import ConfigError
 from thinwire.hooks.scatter import scatters
 from thinwire.hooks.session import Session, Unit, link_beside, method_of
@@ -53,6 +53,14 @@ def fsdp(
     returns    the state of the hooks, to be saved and resumed
     raises     ConfigError for a model without sharded modules, or if members differ in it, in codec, seed or version
     """
+    method = method_of(codec)
+    bare = method.bare_codec
+    if isinstance(bare, Staged) and bare.needs_shapes:
+        raise ConfigError(
+            f"hooks.fsdp with {bare.spec}: what FSDP sends are slices of parameters, in which it finds no matrix",
+            expected="a codec of vectors: int8, topk, dct, tagc",
+            mend=f"use one of these, or {bare.spec} with hooks.ddp, which has whole parameters",
+        )
     from torch.distributed.fsdp import FSDPModule  # here, since it takes a while to load
 
     setter = "set_custom_reduce_scatter" if across is None else "set_all_reduce_hook"
@@ -69,7 +77,6 @@ def fsdp(
             expected="a model after fully_shard(model)",
             mend="call fully_shard on its blocks and on the model itself first",
         )
-    method = method_of(codec)
     link = link_beside(_shard_group(model) if across is None else across, timeout_s)
     device = next(model.parameters()).device
     shards = Shards(link, method, tuple(modules), _told(model), seed=seed, device=device)

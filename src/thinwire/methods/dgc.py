@@ -3,7 +3,7 @@
     u <- m u + g_i,  v <- v + u;  send the largest of v;  g <- mean of what was sent    before every optimizer step
 
 Error   what is not sent waits, and moves as momentum would have moved it (thinwire.codecs.dgc).
-Size    8n / 1000 bytes sent to each other member and step, after a warm-up that begins with a third of 8n.
+Size    5.5n / 1000 bytes sent to each other member and step, after a warm-up that begins with 1.4n.
 State   two vectors of every member's own; the number of rounds.
 Source  Lin et al. 2018, arXiv:1712.01887: 0.1 %, momentum 0.9, a warm-up of four epochs.
 Differs the warm-up is counted in steps. The optimizer is SGD without momentum: the momentum is here.

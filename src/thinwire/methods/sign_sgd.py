@@ -5,10 +5,10 @@
 Error   no gradient in the mean: how large anything was is lost, so the learning rate alone says how far to go, and is
         as small as Adam's. Fewer than half of the members, whatever they send, do not turn what the others agree on.
         A gradient of zero votes for 1: freeze parameters that are not used.
-Size    n/8 bytes sent to each other member and step, and 4 bytes for every 1024 entries.
+Size    2 (N-1)/N * n/8 bytes sent per member and step, and 4 bytes for every 1024 entries.
 State   none.
 Source  Bernstein et al. 2018, arXiv:1802.04434 and arXiv:1810.05291, Alg. 1.
-Differs a vote needs all members' packets: each sends to all others, where the paper has a server.
+Differs there is no server: each member counts the votes on one shard of the vector, and sends the others its result.
 """
 
 from __future__ import annotations

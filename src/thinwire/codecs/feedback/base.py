@@ -75,7 +75,8 @@ class Feedback(ABC):
     def prepare(self, x: Tensor, own: Tensors, shared: Tensors, place: Place) -> tuple[Tensor, Tensors]:
         """What to encode, and what to hold until the round is known.
 
-        x        float32 [n], finite; not changed, nor are the memories
+        x        float32 [n], finite; not changed, nor are the memories; its memory is the caller's: after the round
+                 something else may be in it
         own      as the last committed round left it; empty before the first
         shared   likewise
         returns  target [n] for the codec, and what `commit` is given

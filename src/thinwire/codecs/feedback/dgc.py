@@ -79,7 +79,7 @@ class DGC(Feedback):
 def accumulate(x: Tensor, own: Tensors, momentum: float, *, nesterov: bool) -> tuple[Tensor, Tensors]:
     """v [n] with this round's x, and u, to be held until the round is known."""
     if not own:
-        speed = x * momentum if nesterov else x
+        speed = x * momentum if nesterov else x.clone()  # it outlives x, whose memory is the caller's
         return (x + speed if nesterov else x), {"momentum": speed}
     if nesterov:
         speed = (own["momentum"] + x).mul_(momentum)

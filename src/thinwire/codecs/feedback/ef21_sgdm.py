@@ -60,7 +60,7 @@ class EF21SGDM(Feedback):
         return mean - estimate, held
 
     def _mean(self, own: Tensors, name: str, new: Tensor) -> Tensor:
-        return own[name].lerp(new, self.eta) if name in own else new
+        return own[name].lerp(new, self.eta) if name in own else new.clone()
 
     def commit(self, target: Tensor, held: Tensors, sent: Tensor) -> Tensors:
         return {**held, "estimate": held["estimate"] + sent}

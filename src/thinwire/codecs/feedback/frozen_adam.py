@@ -91,8 +91,9 @@ class FrozenAdam(Feedback):
         done = _rounds(shared)
         momentum, variance = zeros(shared, "momentum", combined), zeros(shared, "variance", combined)
         if done < self.freeze:
-            momentum = torch.lerp(momentum, combined, 1 - self.beta1)
-            variance = (variance * self.beta2).addcmul_(combined, combined, value=1 - self.beta2)
+            # Products and sums, rounded one by one: shared state is to be alike on all processors.
+            momentum = momentum * self.beta1 + combined * (1 - self.beta1)
+            variance = variance * self.beta2 + (combined * combined).mul_(1 - self.beta2)
         else:
             momentum = combined.masked_fill(variance == 0, 0.0)
         counted = done + 1
