@@ -1,19 +1,22 @@
-"""Codecs for float64, which rounds over links have not: a stand-in for topk, and one that is unbiased."""
+"""Small codecs and rounds, each for what is to be seen with it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from thinwire.codecs import Codec, Traits
+from thinwire.codecs import Codec, Staged, Traits, fp32, require
+from thinwire.codecs.stages import Result, Stage, Stages, Tensors
+from thinwire.errors import PacketError
 from thinwire.packet import Fields, Layout
 
 
 @dataclass(frozen=True)
 class Largest(Codec):
-    """topk for float64 vectors, without a wire."""
+    """topk for float64 vectors, which rounds over links have not; without a wire."""
 
     share: float
     values = "value"
@@ -42,7 +45,7 @@ class Largest(Codec):
 
 @dataclass(frozen=True)
 class Chosen(Largest):
-    """Random entries in the place of the largest, scaled to be right in the mean: omega = 1 / share - 1."""
+    """The same of random entries, scaled to be right in the mean: omega = 1 / share - 1."""
 
     @property
     def spec(self) -> str:
@@ -62,3 +65,83 @@ class Chosen(Largest):
 
     def variance(self, n: int) -> float | None:
         return 1 / self.share - 1
+
+
+@dataclass(frozen=True)
+class Nonzero(Codec):
+    """The elements that are not zero, and where they stand: a codec whose size depends on the data."""
+
+    @property
+    def spec(self) -> str:
+        return "nonzero"
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(fixed_size=False)
+
+    def layout(self, n: int) -> Layout:
+        return {"value": (torch.float32, n), "index": (torch.int32, n)}
+
+    def encode(self, x: Tensor, key: int) -> Fields:
+        index = x.nonzero().squeeze(1)
+        return {"value": x[index], "index": index.int()}
+
+    def decode(self, fields: Fields, n: int, key: int) -> Tensor:
+        require(fields, self.layout(n), exact=False)
+        value, index = fields["value"], fields["index"].long()
+        if len(value) != len(index) or not bool(((index >= 0) & (index < n)).all()):
+            raise PacketError("positions outside")
+        return value.new_zeros(n).index_copy_(0, index, value)
+
+
+@dataclass(frozen=True)
+class Counted(Codec):
+    """Whole numbers of 1 / per, as int32: packets that add up exactly."""
+
+    per: int
+
+    @property
+    def spec(self) -> str:
+        return f"counted({self.per})"
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(summable=True)
+
+    def layout(self, n: int) -> Layout:
+        return {"count": (torch.int32, n)}
+
+    def encode(self, x: Tensor, key: int) -> Fields:
+        return {"count": (x * self.per).round().int()}
+
+    def decode(self, fields: Fields, n: int, key: int) -> Tensor:
+        require(fields, self.layout(n))
+        return fields["count"].float() / self.per
+
+    def add(self, contributions: Sequence[Fields], n: int) -> Fields:
+        for fields in contributions:
+            require(fields, self.layout(n))
+        return {"count": torch.stack([fields["count"] for fields in contributions]).sum(dim=0, dtype=torch.int32)}
+
+
+@dataclass(frozen=True)
+class Halves(Staged):
+    """Two exchanges: the first half of a vector, then the second; and it counts its rounds."""
+
+    codec: Codec = fp32
+
+    @property
+    def spec(self) -> str:
+        return f"halves({self.codec.spec})"
+
+    @property
+    def wants_feedback(self) -> bool:
+        return self.codec.traits.wants_feedback
+
+    def run(self, x: Tensor, shared: Tensors, key: int) -> Stages:
+        middle = len(x) // 2
+        first = yield Stage(x[:middle], self.codec, whole=True)
+        second = yield Stage(x[middle:], self.codec, whole=True)
+        count = shared.get("count", torch.tensor(0)) + 1
+        combined, sent = (torch.cat(halves) for halves in zip(first, second, strict=True))
+        return Result(combined, sent, {"count": count})

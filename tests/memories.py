@@ -12,6 +12,7 @@ from thinwire.codecs import Codec, Feedback
 from thinwire.codecs.feedback import Place
 from thinwire.codecs.stages import Exchanged, Tensors
 from thinwire.randomness import mix
+from written import again
 
 
 @dataclass
@@ -56,19 +57,15 @@ class Members:
         """What others read of a target, and what stages remember."""
         codec = self.memory.codec
         if isinstance(codec, Codec):
-            return _read(codec, target, key), self.stages
+            return again(codec, target, key), self.stages
         run = codec.run(target, self.stages, key)
         stage = next(run)
         while True:
-            sent = _read(stage.codec, stage.vector, key)
+            sent = again(stage.codec, stage.vector, key)
             try:
                 stage = run.send(Exchanged(sent, sent))
             except StopIteration as end:
                 return end.value.sent, end.value.shared
-
-
-def _read(codec: Codec, x: Tensor, key: int) -> Tensor:
-    return codec.decode(codec.encode(x, key), len(x), key)
 
 
 def vectors(count: int, n: int, number: int = 0) -> list[Tensor]:

@@ -44,6 +44,22 @@ def sgd(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=0.1)
 
 
+def local_steps(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    rank: int,
+    numbers: range,
+    before: Callable[[int], None] | None = None,
+) -> None:
+    """Plain training; `before` is called between backward and step."""
+    for number in numbers:
+        loss_of(model, *batch(number, rank)).backward()
+        if before is not None:
+            before(number)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
 @dataclass
 class Trained:
     live: list[Tensor]
@@ -67,10 +83,7 @@ def train(
     optimizer = make_optimizer(model)
     outcomes: list[Any] = []
     with thinwire.synchronize(model, optimizer, method, link, observer=outcomes.append) as sync:
-        for step in range(steps):
-            loss_of(model, *batch(step, link.rank)).backward()
-            optimizer.step()
-            optimizer.zero_grad()
+        local_steps(model, optimizer, link.rank, range(steps))
         if finish:
             sync.finish()
         consensus = [vector.clone() for vector in sync.consensus()]

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from doubles import Counted, Halves
 from test_collectives import data, exchange
 from thinwire.aggregators import Mean, Median, WeightedMean
 from thinwire.codecs import ErrorFeedback, int4, int8, topk
 from thinwire.codecs.base import Codec, Traits, require
-from thinwire.codecs.stages import Result, Stage, Staged, Stages, Tensors
 from thinwire.collectives import NOBODY_FINITE, Carried, combine
 from thinwire.errors import ConfigError, PacketError
 from thinwire.links.faulty import Tampered, flip
@@ -21,57 +21,6 @@ from thinwire.links.local import run
 from thinwire.method import Method
 from thinwire.packet import Fields, Layout
 from thinwire.topologies import Everyone, Islands
-
-
-@dataclass(frozen=True)
-class Halves(Staged):
-    """Two exchanges: the first half of a vector, then the second; and it counts its rounds."""
-
-    codec: Codec
-
-    @property
-    def spec(self) -> str:
-        return f"halves({self.codec.spec})"
-
-    @property
-    def wants_feedback(self) -> bool:
-        return self.codec.traits.wants_feedback
-
-    def run(self, x: Tensor, shared: Tensors, key: int) -> Stages:
-        middle = len(x) // 2
-        first = yield Stage(x[:middle], self.codec, whole=True)
-        second = yield Stage(x[middle:], self.codec, whole=True)
-        count = shared.get("count", torch.tensor(0)) + 1
-        combined, sent = (torch.cat(halves) for halves in zip(first, second, strict=True))
-        return Result(combined, sent, {"count": count})
-
-
-@dataclass(frozen=True)
-class Cents(Codec):
-    """Whole hundredths, as int32: packets that add up exactly."""
-
-    @property
-    def spec(self) -> str:
-        return "cents"
-
-    @property
-    def traits(self) -> Traits:
-        return Traits(summable=True)
-
-    def layout(self, n: int) -> Layout:
-        return {"value": (torch.int32, n)}
-
-    def encode(self, x: Tensor, key: int) -> Fields:
-        return {"value": (x * 100).round().int()}
-
-    def decode(self, fields: Fields, n: int, key: int) -> Tensor:
-        require(fields, self.layout(n))
-        return fields["value"].float() / 100
-
-    def add(self, contributions: Sequence[Fields], n: int) -> Fields:
-        for fields in contributions:
-            require(fields, self.layout(n))
-        return {"value": torch.stack([fields["value"] for fields in contributions]).sum(dim=0, dtype=torch.int32)}
 
 
 def cents(members: int, ranks: Sequence[int], n: int = 700) -> Tensor:
@@ -87,7 +36,7 @@ def cents(members: int, ranks: Sequence[int], n: int = 700) -> Tensor:
 @pytest.mark.parametrize("members", [1, 2, 3, 5])
 def test_summed_packets_decode_to_the_sum(members):
     def member(link):
-        return combine(exchange(link, Cents(), Mean()), data(members, 700, 0)[link.rank], 1.0, Carried(), None)
+        return combine(exchange(link, Counted(100), Mean()), data(members, 700, 0)[link.rank], 1.0, Carried(), None)
 
     for combined in run(members, member):
         assert combined.ranks == tuple(range(members))
@@ -98,7 +47,7 @@ def test_who_abstains_is_not_in_the_sum():
     def member(link):
         x = data(4, 700, 0)[link.rank]
         x[3] = torch.nan if link.rank == 2 else x[3]
-        return combine(exchange(link, Cents(), Mean()), x, 1.0, Carried(), None)
+        return combine(exchange(link, Counted(100), Mean()), x, 1.0, Carried(), None)
 
     for combined in run(4, member):
         assert combined.ranks == (0, 1, 3)
@@ -107,7 +56,7 @@ def test_who_abstains_is_not_in_the_sum():
 
 def test_nobody_to_add_up():
     def member(link):
-        return combine(exchange(link, Cents(), Mean()), torch.full((700,), torch.inf), 1.0, Carried(), None)
+        return combine(exchange(link, Counted(100), Mean()), torch.full((700,), torch.inf), 1.0, Carried(), None)
 
     assert all((c.update, c.reason) == (None, NOBODY_FINITE) for c in run(3, member))
 
@@ -116,7 +65,7 @@ def test_a_weighted_mean_of_them_is_decoded_first():
     """Counts cannot be weighed: every member decodes all, and weighs."""
 
     def member(link):
-        ex = exchange(link, Cents(), WeightedMean())
+        ex = exchange(link, Counted(100), WeightedMean())
         return combine(ex, data(3, 700, 0)[link.rank], link.rank + 1.0, Carried(), None).update
 
     rows = torch.stack([(x * 100).round() / 100 for x in data(3, 700, 0)])
@@ -127,7 +76,7 @@ def test_a_weighted_mean_of_them_is_decoded_first():
 def test_feedback_knows_what_was_sent_of_a_sum():
     def member(link):
         x = data(3, 700, 0)[link.rank]
-        ex = exchange(link, _made_contractive(Cents()), Mean())
+        ex = exchange(link, _made_contractive(Counted(100)), Mean())
         return x, combine(ex, x, 1.0, Carried(), None).carried
 
     for x, carried in run(3, member):
@@ -141,7 +90,7 @@ def _made_contractive(codec: Codec) -> ErrorFeedback:
     return memory
 
 
-@pytest.mark.parametrize("codec", [Cents(), Halves(int8)], ids=lambda codec: codec.spec)
+@pytest.mark.parametrize("codec", [Counted(100), Halves(int8)], ids=lambda codec: codec.spec)
 def test_a_median_of_what_is_added_on_the_way_is_refused(codec):
     with pytest.raises(ConfigError, match=r"aggregator Median\(\) with linear codec .*: values are added as codes"):
         Method(codec=codec, aggregator=Median())
@@ -150,7 +99,7 @@ def test_a_median_of_what_is_added_on_the_way_is_refused(codec):
 # --- stages -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("codec", [int8, topk(1 / 8), Cents()], ids=lambda codec: codec.spec)
+@pytest.mark.parametrize("codec", [int8, topk(1 / 8), Counted(100)], ids=lambda codec: codec.spec)
 @pytest.mark.parametrize("members", [1, 2, 3, 5])
 def test_stages_are_rounds_of_their_own(codec, members):
     """Each half comes out as if it had been a round alone."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import thinwire
 from small import CLASSES, WIDTH, adamw, batch, loss_of, make_model, same, sgd, train
+from small import local_steps as steps
 from thinwire import (
     ConfigError,
     DivergedError,
@@ -37,22 +38,6 @@ from thinwire.payloads import Delta, Parameters
 from thinwire.rounds import Committed, Skipped
 from thinwire.schedules import Every
 from thinwire.topologies import Islands, RandomPairs
-
-
-def steps(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    rank: int,
-    numbers: range,
-    before: Callable[[int], None] | None = None,
-) -> None:
-    """Plain training; `before` is called between backward and step."""
-    for number in numbers:
-        loss_of(model, *batch(number, rank)).backward()
-        if before is not None:
-            before(number)
-        optimizer.step()
-        optimizer.zero_grad()
 
 
 def weights(model: nn.Module) -> list[Tensor]:

@@ -42,8 +42,6 @@ _ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Mult: operator.mul,
     ast.Div: operator.truediv,
 }
-
-
 _FITTED = ("shapes", "ranks")  # given by a model or a budget, not by a person
 
 

@@ -10,9 +10,13 @@ import torch
 from torch import Tensor
 
 from thinwire.buffers import BufferRows
+from thinwire.codecs import Staged
 from thinwire.collectives import Carried, Combined
-from thinwire.links.base import Handle
+from thinwire.handshake import all_of
+from thinwire.links.base import Handle, Link
+from thinwire.method import Method
 from thinwire.rounds import FragmentState, UnderWay
+from thinwire.topologies import Islands
 
 
 def pack_state(state: FragmentState) -> dict[str, Any]:
@@ -87,6 +91,24 @@ def carrying(under_way: UnderWay, change: Callable[[Carried], Carried]) -> Under
     """A round that has arrived, with a change to what is to be remembered of it."""
     combined = under_way.result.wait()
     return replace(under_way, result=_Arrived(replace(combined, carried=change(combined.carried))))
+
+
+def what_is_ours(saved: Mapping[str, Any], method: Method, link: Link) -> Callable[[Carried], Carried]:
+    """What a member takes of saved memories; all members call it.
+
+    Error memories are of one member in one group: the neutral value is none. Where members know the mean of each
+    other's memories, one that comes without its own makes all begin anew. So it is over islands with what stages
+    remember: leaders have it alone, and others may lead now.
+
+    saved  the rank and the number of members that the state is of
+    """
+    ours = (saved["rank"], saved["members"]) == (link.rank, len(link.members))
+    tracks = method.feedback is not None and method.feedback.tracks
+    leads = isinstance(method.bare_codec, Staged) and isinstance(method.topology, Islands)
+    forgotten = set() if ours else {"own", "dropped"}
+    if (tracks or leads) and not all_of(link, ours):
+        forgotten |= {"own", "dropped", "shared"} if tracks else {"stages"}
+    return lambda carried: replace(carried, **{name: {} for name in forgotten})
 
 
 def _pack_carried(carried: Carried) -> dict[str, dict[str, Tensor]]:

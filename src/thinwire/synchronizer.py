@@ -27,16 +27,15 @@ from torch import Tensor, nn
 
 from thinwire import rounds
 from thinwire.buffers import BufferRows, Buffers, average
-from thinwire.codecs import Staged
 from thinwire.collectives import NO_SAMPLES, NOBODY_FINITE, OVERFLOW, Carried, Combined, gather_packets
 from thinwire.errors import ConfigError, DivergedError, LinkError, PeerLost
 from thinwire.fragments import Fragments, digest
-from thinwire.handshake import agree, all_of
+from thinwire.handshake import agree
 from thinwire.links.base import Handle, Link
 from thinwire.method import Method, Phases
 from thinwire.packet import Header, Layout, Packet
 from thinwire.rounds import Committed, FragmentState, Outcome, Skipped, Terms, UnderWay
-from thinwire.snapshot import carrying, pack_state, pack_under_way, unpack_state, unpack_under_way
+from thinwire.snapshot import carrying, pack_state, pack_under_way, unpack_state, unpack_under_way, what_is_ours
 from thinwire.topologies import Islands
 from thinwire.version import __version__
 
@@ -285,23 +284,9 @@ class Synchronizer:
         self.committed, self.skipped = state["committed"], state["skipped"]
         self._states = [unpack_state(saved, self._fragments.device) for saved in state["fragments"]]
         self._under_way = [unpack_under_way(saved, self._fragments.device) for saved in state["under_way"]]
-        self._keep_what_is_ours((state["rank"], state["members"]) == (self._link.rank, len(self._link.members)))
+        self._carry(what_is_ours(state, self._method, self._link))
         context = agree(self._link, {**self._shared_facts(), "step": str(self.step)})
         self._terms = replace(self._terms, context=context)
-
-    def _keep_what_is_ours(self, ours: bool) -> None:
-        """Error memories are of one member in one group: the neutral value is none.
-
-        Where members know the mean of each other's memories, one that comes without its own makes all begin anew. So it
-        is over islands with what stages remember: leaders have it alone, and others may lead now.
-        """
-        feedback = self._method.feedback
-        tracks = feedback is not None and feedback.tracks
-        leads = isinstance(self._method.bare_codec, Staged) and isinstance(self._method.topology, Islands)
-        forgotten = set() if ours else {"own", "dropped"}
-        if (tracks or leads) and not all_of(self._link, ours):
-            forgotten |= {"own", "dropped", "shared"} if tracks else {"stages"}
-        self._carry(lambda carried: replace(carried, **{name: {} for name in forgotten}))
 
     def _carry(self, change: Callable[[Carried], Carried]) -> None:
         """Change what is remembered, and what rounds under way will bring."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from thinwire.codecs import AnchorDelta, anchor_delta, parse
 from thinwire.errors import ConfigError, PacketError
+from written import again
 
 
 def _cache(tokens: int, channels: int, seed: int = 0) -> Tensor:
@@ -19,10 +20,6 @@ def _cache(tokens: int, channels: int, seed: int = 0) -> Tensor:
     for t in range(1, tokens):
         x[t] = 0.95 * x[t - 1] + math.sqrt(1 - 0.95**2) * x[t]
     return x * torch.randn(channels, generator=g).exp()
-
-
-def _again(codec: AnchorDelta, x: Tensor) -> Tensor:
-    return codec.decode(codec.encode(x.view(-1), 0), x.numel(), 0).view_as(x)
 
 
 def _entropy(codes: Tensor) -> float:
@@ -36,7 +33,7 @@ def test_no_element_is_off_by_more_than_half_a_step(bins: tuple[float]) -> None:
     x = _cache(95, 8)
     codec = anchor_delta(8, bins=bins)
     fields = codec.encode(x.view(-1), 0)
-    off = (_again(codec, x) - x).abs()
+    off = (again(codec, x) - x).abs()
     heads = torch.arange(95) % 10 == 0
     rounding = 4 * 2.0**-23 * x.abs().amax(dim=0)
     assert (off[~heads] <= fields["half"] + rounding).all()
@@ -91,7 +88,7 @@ def test_tokens_like_their_anchor_cost_nothing() -> None:
     fields = anchor_delta(2, group=5).encode(x.view(-1), 0)
     assert fields["anchor"].view(2, 2)[:, 0].tolist() == [127, 42]
     assert (fields["code"].view(2, 4, 2)[0] == 0).all()
-    assert _again(anchor_delta(2, group=5), x)[0].tolist() == [3.0, -127.0]
+    assert again(anchor_delta(2, group=5), x)[0].tolist() == [3.0, -127.0]
 
 
 def test_an_outlier_widens_the_step_rather_than_be_cut_off() -> None:
@@ -100,13 +97,13 @@ def test_an_outlier_widens_the_step_rather_than_be_cut_off() -> None:
     codec = anchor_delta(1, bins=(0.1,))
     half = codec.encode(x.view(-1), 0)["half"].item()
     assert 2 * half * 127 == pytest.approx(1e4, rel=1e-2)
-    assert (_again(codec, x) - x)[777].abs() <= 1.01 * half
+    assert (again(codec, x) - x)[777].abs() <= 1.01 * half
 
 
 @pytest.mark.parametrize("value", [3.4e38, -3.4e38, 1e-38, 0.0])
 def test_the_limits_of_float32(value: float) -> None:
     x = torch.tensor([[value], [-value], [value / 2], [value]])
-    decoded = _again(anchor_delta(1, group=4, bins=(1 / 64,)), x)
+    decoded = again(anchor_delta(1, group=4, bins=(1 / 64,)), x)
     torch.testing.assert_close(decoded, x, rtol=0, atol=max(abs(value) / 60, 2.0**-110))
 
 

@@ -10,16 +10,13 @@ from hypothesis import strategies as st
 from thinwire.codecs import CST, cst, join_tokens, parse, salient_tokens, split_tokens
 from thinwire.codecs.cst import _bfloat_above, _bfloat_below
 from thinwire.errors import ConfigError, PacketError
+from written import again
 
 
 def _cache(tokens: int, channels: int, spread: float = 1.0) -> torch.Tensor:
     """Normal numbers whose channels have log-normal scales."""
     g = torch.Generator().manual_seed(0)
     return torch.randn(tokens, channels, generator=g) * (spread * torch.randn(channels, generator=g)).exp()
-
-
-def _again(codec: CST, x: torch.Tensor) -> torch.Tensor:
-    return codec.decode(codec.encode(x.view(-1), 0), x.numel(), 0).view_as(x)
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
@@ -40,7 +37,7 @@ def test_channels_of_different_size_do_not_crowd_each_other_out(bits: int, publi
     low = x.amin(dim=1, keepdim=True)
     step = (x.amax(dim=1, keepdim=True) - low) / ((1 << bits) - 1)
     token_wise = (((x - low) / step).round() * step + low - x).square().sum() / x.square().sum()
-    ours = (_again(cst(128, bits=bits), x) - x).square().sum() / x.square().sum()
+    ours = (again(cst(128, bits=bits), x) - x).square().sum() / x.square().sum()
     assert ours < token_wise / 4
     assert ours < 1.1 * published
 
@@ -50,7 +47,7 @@ def test_with_one_size_of_channels_it_is_token_wise() -> None:
     x = torch.randint(0, 16, (40, 8), generator=torch.Generator().manual_seed(0)).float() / 16
     x[0] = 1.0
     x[1:, 0], x[1:, 1] = 0.0, 15 / 16
-    assert torch.equal(_again(cst(8), x), x)
+    assert torch.equal(again(cst(8), x), x)
 
 
 def test_dead_channels_and_equal_tokens() -> None:
@@ -58,17 +55,17 @@ def test_dead_channels_and_equal_tokens() -> None:
     x[:, 2] = 0.0
     x[3] = 0.0
     x[4] = 1e-38
-    decoded = _again(cst(4), x)
+    decoded = again(cst(4), x)
     assert (decoded[:, 2] == 0).all()
     assert (decoded[3] == 0).all()
     assert decoded.isfinite().all()
     constant = torch.full((5, 4), -0.3)
-    torch.testing.assert_close(_again(cst(4), constant), constant, rtol=2**-9, atol=0)
+    torch.testing.assert_close(again(cst(4), constant), constant, rtol=2**-9, atol=0)
 
 
 def test_more_bits_lose_less_and_more_channels_share_fewer_steps() -> None:
     x = _cache(64, 32)
-    errors = [(_again(cst(32, bits=bits), x) - x).square().sum().item() for bits in (2, 4, 8)]
+    errors = [(again(cst(32, bits=bits), x) - x).square().sum().item() for bits in (2, 4, 8)]
     assert errors[0] > 5 * errors[1] > 25 * errors[2]
     assert [cst(c).layout(2048)["step"][1] for c in (1, 32, 2048)] == [2048, 64, 1]
     assert parse("cst(32, 2)") == cst(32, bits=2)

@@ -94,5 +94,7 @@ def test_expressions_and_refusals() -> None:
     for momentum in (-0.1, 1, True, None):
         with pytest.raises(ConfigError, match=r"fetchsgd with a momentum of .*\n  expected  a number from 0"):
             fetchsgd(0.1, 10, momentum=momentum)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="fetchsgd with masking 0\n  expected  True or False"):
+        fetchsgd(0.1, 10, masking=0)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="feedback around fetchsgd"):
         feedback(fetchsgd(0.1, 10))

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from thinwire.codecs import Hadamard, hadamard, parse, rotation
-from thinwire.codecs.bits import unpack
 from thinwire.codecs.hadamard import CENTROIDS, MAJORANTS
 from thinwire.codecs.memory import Scratch
+from thinwire.codecs.planar import unpack
 from thinwire.errors import ConfigError, PacketError
 
 UNBIASED = {1: 0.571, 2: 0.1333, 3: 0.0357, 4: 0.0096}

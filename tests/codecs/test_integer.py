@@ -11,6 +11,7 @@ import torch
 from thinwire.codecs import Codec, Integer, e3m0, int2, int3, int4, int6, int8
 from thinwire.codecs.blocks import Rounding
 from thinwire.errors import ConfigError, PacketError
+from written import again
 
 X = torch.tensor([7, -7, 3.5, -3.4, 0, 1, -1, 0.49])
 
@@ -145,10 +146,6 @@ def test_bare_names_and_calls_are_the_same() -> None:
 # Fewer bits, other grids ----------------------------------------------------------------------------------------------
 
 
-def _decoded(codec: Codec, x: torch.Tensor, key: int = 0) -> torch.Tensor:
-    return codec.decode(codec.encode(x, key), len(x), key)
-
-
 def test_golden_at_few_bits() -> None:
     """By hand. int3 of 3 2 1 0 -1 -2 -3 0: codes 7 6 5 4 3 2 1 4; their lower two bits 3 2 | 1 0 | 3 2 | 1 0 side by
     side in two bytes (j, j + 2, j + 4, j + 6), their upper ones 1 1 1 1 0 0 0 1 in one."""
@@ -167,26 +164,26 @@ def test_tails_of_every_length_come_back(codec: Integer) -> None:
     for n in range(1, 40):
         x = (torch.arange(n) * 5 % (2 * largest + 1) - largest).float()
         x[:: codec.block] = largest
-        assert torch.equal(_decoded(codec, x), x)
+        assert torch.equal(again(codec, x), x)
 
 
 @pytest.mark.parametrize(("bits", "worst"), [(8, 3.6e-5), (6, 7e-4), (4, 0.012), (3, 0.065), (2, 0.53)])
 def test_errors_on_normal_numbers(bits: int, worst: float) -> None:
     x = torch.randn(1 << 16, generator=torch.Generator().manual_seed(0))
-    error = ((_decoded(Integer(bits, 64), x) - x).norm() / x.norm()).item() ** 2
+    error = ((again(Integer(bits, 64), x) - x).norm() / x.norm()).item() ** 2
     assert 0.8 * worst < error < worst
 
 
 def test_a_grid_to_both_ends_loses_less_of_what_leans_to_one_side() -> None:
     x = torch.rand(1 << 14, generator=torch.Generator().manual_seed(0)) + 3
-    errors = {grid: (_decoded(int4(grid=grid), x) - x).norm().item() for grid in ("minmax", "zero", "symmetric")}
+    errors = {grid: (again(int4(grid=grid), x) - x).norm().item() for grid in ("minmax", "zero", "symmetric")}
     assert list(errors) == sorted(errors, key=errors.__getitem__)
     assert errors["minmax"] < 0.3 * errors["zero"]
 
 
 def test_both_ends_of_minmax_are_exact_and_so_is_a_constant() -> None:
     x = torch.tensor([-1.0, 3, 0.1, 2.9, 0.3, 0.3, 0.3, 0.3])
-    decoded = _decoded(int2(block=4, grid="minmax"), x)
+    decoded = again(int2(block=4, grid="minmax"), x)
     assert decoded.tolist() == [-1, 3, pytest.approx(1 / 3), 3, *[x[4].item()] * 4]
 
 
@@ -194,7 +191,7 @@ def test_zero_stays_zero_on_the_grid_that_has_it() -> None:
     x = torch.randn(4096, generator=torch.Generator().manual_seed(0)) + 0.7
     x[::3] = 0
     for rounding in get_args(Rounding):
-        assert not _decoded(int3(grid="zero", rounding=rounding), x)[::3].any()
+        assert not again(int3(grid="zero", rounding=rounding), x)[::3].any()
     fields = int4(block=4, grid="zero").encode(torch.tensor([-1.0, 14, 0, 5]), 0)
     assert fields["scale"].tolist() == [1.0]
     assert fields["zero"].tolist() == [1 - 8]
@@ -205,10 +202,10 @@ def test_minmax_gives_energy_to_sparse_blocks_and_claims_nothing_there() -> None
     x[:2] = torch.tensor([1.0, -1.0])
     for bits, energy in ((2, 14.1), (3, 2.6), (4, 0.56)):
         minmax = Integer(bits, 256, grid="minmax")
-        assert ((_decoded(minmax, x) - x).square().sum() / 2).item() == pytest.approx(energy, rel=0.02)
+        assert ((again(minmax, x) - x).square().sum() / 2).item() == pytest.approx(energy, rel=0.02)
         assert (minmax.contraction(256) is None) == (energy > 1)
         for grid in ("symmetric", "zero"):
-            assert torch.equal(_decoded(Integer(bits, 256, grid=grid), x)[2:], x[2:])
+            assert torch.equal(again(Integer(bits, 256, grid=grid), x)[2:], x[2:])
             assert Integer(bits, 256, grid=grid).contraction(256) is not None
 
 
@@ -216,16 +213,16 @@ def test_no_end_is_cut_at_random() -> None:
     """Rounding at random is right in the mean only if the last level is not below the last number."""
     x = torch.tensor([-1.0, 1.4, 0, 0]).repeat(200)
     codec = int2(block=4, grid="zero", rounding="stochastic")
-    mean = torch.stack([_decoded(codec, x, key) for key in range(50)]).double().mean(dim=0).view(-1, 4).mean(dim=0)
+    mean = torch.stack([again(codec, x, key) for key in range(50)]).double().mean(dim=0).view(-1, 4).mean(dim=0)
     assert mean.tolist() == pytest.approx([-1, 1.4, 0, 0], abs=5 * 0.6 / 100)
-    assert _decoded(int2(block=4, grid="zero"), x)[:2].tolist() == pytest.approx([-0.8, 1.6])
+    assert again(int2(block=4, grid="zero"), x)[:2].tolist() == pytest.approx([-0.8, 1.6])
 
 
 def test_spreads_beyond_the_largest_float() -> None:
     x = torch.tensor([1.0, -1, 0.5, 0]) * torch.finfo(torch.float32).max
     for grid in ("minmax", "zero"):
         for codec in (int8(block=4, grid=grid), int2(block=4, grid=grid)):
-            decoded = _decoded(codec, x)
+            decoded = again(codec, x)
             assert decoded.isfinite().all()
             assert bool(((decoded / 2 - x / 2).abs() <= 0.5001 * x[0] / codec._steps).all())
 

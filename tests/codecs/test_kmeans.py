@@ -10,36 +10,33 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thinwire.codecs import KMeans, fp32, kmeans, parse, topk
-from thinwire.codecs.codes import bits_for, pack, packed_bytes, unpack
+from thinwire.codecs.planar import unpack_row
 from thinwire.errors import ConfigError, PacketError
+from written import again
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 X = torch.randn(5000, generator=torch.Generator().manual_seed(0))
 
 
-def _again(codec: KMeans, x: torch.Tensor) -> torch.Tensor:
-    return codec.decode(codec.encode(x, 0), len(x), 0)
-
-
 def _error(codec: KMeans, x: torch.Tensor) -> float:
-    return (_again(codec, x).double() - x.double()).square().sum().item()
+    return (again(codec, x).double() - x.double()).square().sum().item()
 
 
 @given(st.lists(FLOATS, min_size=1, max_size=5), st.integers(0, 200))
 def test_as_many_centroids_as_values_are_exact(values: list[float], seed: int) -> None:
     g = torch.Generator().manual_seed(seed)
     x = torch.tensor(values)[torch.randint(len(values), (40,), generator=g)]
-    assert torch.equal(_again(kmeans(5), x), x)
+    assert torch.equal(again(kmeans(5), x), x)
 
 
 def test_twice_is_as_once() -> None:
-    once = _again(kmeans(7), X)
-    assert torch.equal(_again(kmeans(7), once), once)
+    once = again(kmeans(7), X)
+    assert torch.equal(again(kmeans(7), once), once)
 
 
 def test_centroids_are_means_and_elements_take_the_nearest() -> None:
     fields = kmeans(4).encode(X, 0)
-    centroid, code = fields["centroid"], unpack(fields["code"], len(X), 2)
+    centroid, code = fields["centroid"], unpack_row(fields["code"], len(X), 2)
     nearest = (X[:, None] - centroid).abs().argmin(dim=1)
     assert torch.equal(code.long(), nearest)
     for j in range(4):
@@ -78,7 +75,7 @@ def test_more_centroids_lose_less() -> None:
 
 def test_numbers_of_all_sizes_at_once() -> None:
     x = torch.tensor([3e38, -3e38, 1e-40, 1.0, 1.0 + 2.0**-20, 0.0, -1e-20] * 3)
-    decoded = _again(kmeans(3), x)
+    decoded = again(kmeans(3), x)
     assert decoded.isfinite().all()
     assert torch.equal(decoded[:2], x[:2])
 
@@ -101,21 +98,6 @@ def test_the_chain_that_fedzip_is() -> None:
     assert torch.equal(decoded != 0, plain != 0)
     assert len(decoded.unique()) == 5
     assert sum(field.numel() for field in fields.values()) < 0.3 * 8000
-
-
-@given(st.integers(0, 50), st.sampled_from([2, 3, 4, 5, 16, 17, 256]))
-def test_codes_are_unpacked_again(n: int, alphabet: int) -> None:
-    bits = bits_for(alphabet)
-    assert alphabet <= 1 << bits
-    codes = torch.randint(alphabet, (n,), generator=torch.Generator().manual_seed(n)).to(torch.uint8)
-    packed = pack(codes, bits)
-    assert len(packed) == packed_bytes(n, bits)
-    assert torch.equal(unpack(packed, n, bits), codes)
-
-
-def test_codes_are_planar() -> None:
-    assert pack(torch.tensor([1, 2, 3, 0, 1], dtype=torch.uint8), 2).tolist() == [1 | 3 << 2 | 1 << 4, 2]
-    assert pack(torch.tensor([1, 0, 1], dtype=torch.uint8), 1).tolist() == [5]
 
 
 @pytest.mark.parametrize("k", [1, 257, 0, 2.0, True, "4", None])

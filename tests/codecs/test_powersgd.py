@@ -174,6 +174,10 @@ def test_expressions_and_refusals() -> None:
         ConfigError, match=r"powersgd is to write its factors with topk\(0\.5\)\n  expected  a codec th"
     ):
         powersgd(2, factors=topk(1 / 2))
+    with pytest.raises(ConfigError, match="powersgd does not take 'ranks'"):
+        parse("powersgd(ranks=(1, 2))")
+    with pytest.raises(ConfigError, match="powersgd with warm 0\n  expected  True or False"):
+        powersgd(2, warm=0)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="powersgd is to write its factors with 3"):
         powersgd(2, factors=3)  # type: ignore[arg-type]
 

@@ -13,17 +13,14 @@ from torch import Tensor
 from thinwire.codecs import PQ, parse, pq, train_codebook
 from thinwire.codecs.pq import _read_book
 from thinwire.errors import ConfigError, PacketError
+from written import again
 
 X = torch.randn(1 << 15, generator=torch.Generator().manual_seed(0))
 
 
-def _again(codec: PQ, x: Tensor) -> Tensor:
-    return codec.decode(codec.encode(x, 0), len(x), 0)
-
-
 def _left(codec: PQ, x: Tensor) -> float:
     """Error as a share of the energy."""
-    return ((_again(codec, x).double() - x.double()).square().sum() / x.double().square().sum()).item()
+    return ((again(codec, x).double() - x.double()).square().sum() / x.double().square().sum()).item()
 
 
 def test_entries_are_the_nearest_and_the_factor_the_best() -> None:
@@ -40,7 +37,7 @@ def test_entries_are_the_nearest_and_the_factor_the_best() -> None:
 
 def test_what_is_lost_is_what_is_across_the_entries() -> None:
     x = X[:256]
-    decoded = _again(PQ(), x).double()
+    decoded = again(PQ(), x).double()
     energy, across = x.double().square().sum(), x.double() @ decoded
     assert (decoded - x).square().sum().item() == pytest.approx((energy - across).item(), rel=1e-4)
 
@@ -54,7 +51,7 @@ def test_a_vector_of_entries_is_exact() -> None:
     assert _left(PQ(size=16, codebook=trained), one) < 0.5
     own = one.view(-1, 8).unique(dim=0)
     codec = PQ(size=len(own), codebook=own.numpy().tobytes())
-    torch.testing.assert_close(_again(codec, 3 * one), 3 * one, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(again(codec, 3 * one), 3 * one, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("stages", "left"), [(1, 0.356), (2, 0.134), (3, 0.053)])
@@ -86,7 +83,7 @@ def test_entries_that_nobody_uses_move_to_where_they_are_needed() -> None:
 @given(st.lists(st.floats(-8, 8, width=32), min_size=1, max_size=40), st.integers(1, 3))
 def test_it_never_adds_energy(values: list[float], stages: int) -> None:
     x = torch.tensor(values)
-    decoded = _again(PQ(length=4, size=4, stages=stages, block=8), x).double()
+    decoded = again(PQ(length=4, size=4, stages=stages, block=8), x).double()
     assert (decoded - x).square().sum() <= (1 + 1e-6) * x.double().square().sum()
 
 
@@ -102,18 +99,16 @@ def test_every_option_changes_the_result() -> None:
     assert _left(PQ(length=4), X) < _left(PQ(length=8), X) < _left(PQ(length=16), X)
     assert _left(PQ(size=256), X) < _left(PQ(size=16), X) < _left(PQ(size=4), X)
     loud = X * torch.tensor([1.0, 100.0]).repeat_interleave(64).repeat(256)
-    assert _again(PQ(block=64), loud)[:64].abs().max() < 10
-    assert (_again(PQ(block=64), loud) - loud)[:64].square().sum() < 64
-    assert (_again(PQ(block=128), loud) - loud)[:64].square().sum() > 64
+    assert again(PQ(block=64), loud)[:64].abs().max() < 10
+    assert (again(PQ(block=64), loud) - loud)[:64].square().sum() < 64
+    assert (again(PQ(block=128), loud) - loud)[:64].square().sum() > 64
     assert PQ(stages=2, size=16).layout(1024) == {"scale": (torch.float32, 4), "code": (torch.uint8, 128)}
 
 
 def test_numbers_of_all_sizes() -> None:
     for size in (3e38, 1e30, 1e-30):
-        torch.testing.assert_close(
-            _again(PQ(), X[:512] / 4 * size), _again(PQ(), X[:512] / 4) * size, rtol=1e-4, atol=0
-        )
-    assert (_again(PQ(), X[:512] * 1e-40) == 0).all()
+        torch.testing.assert_close(again(PQ(), X[:512] / 4 * size), again(PQ(), X[:512] / 4) * size, rtol=1e-4, atol=0)
+    assert (again(PQ(), X[:512] * 1e-40) == 0).all()
 
 
 def test_books_are_told_apart_by_the_expression_which_cannot_hold_one() -> None:

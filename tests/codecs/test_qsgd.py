@@ -12,15 +12,7 @@ from hypothesis import strategies as st
 
 from thinwire.codecs import QSGD, elias, int4, qsgd
 from thinwire.errors import ConfigError, PacketError
-from thinwire.packet import Fields
-
-
-def _decoded(codec: QSGD, x: torch.Tensor, key: int = 0) -> torch.Tensor:
-    return codec.decode(codec.encode(x, key), len(x), key)
-
-
-def _size(fields: Fields) -> int:
-    return sum(field.numel() * field.element_size() for field in fields.values())
+from written import again, size
 
 
 @pytest.mark.parametrize(("block", "levels", "omega"), [(128, 4, 1.26), (512, 7, 1.57)])
@@ -31,7 +23,7 @@ def test_the_variance_is_the_exact_one(block: int, levels: int, omega: float) ->
     due = (unit.square() * (p * (1 - p)).sum() / x.square().sum()).item()
     assert due == pytest.approx(omega, rel=0.15)
     codec = qsgd(levels, block=block)
-    errors = [(_decoded(codec, x.float(), key) - x).square().sum().item() for key in range(400)]
+    errors = [(again(codec, x.float(), key) - x).square().sum().item() for key in range(400)]
     assert sum(errors) / 400 / x.square().sum().item() == pytest.approx(due, rel=0.03)
     assert due < (codec.variance(block) or 0.0)
 
@@ -41,7 +33,7 @@ def test_the_bound_is_nearly_reached() -> None:
     codec = qsgd(8, block=64, norm="max")
     x = torch.full((64,), 1 / 16)
     x[0] = 1
-    errors = [(_decoded(codec, x, key) - x).double().square().sum().item() for key in range(200)]
+    errors = [(again(codec, x, key) - x).double().square().sum().item() for key in range(200)]
     assert sum(errors) / 200 == pytest.approx(63 / 4 / 64, rel=0.03)
     assert codec.variance(64) == 64 / 4 / 64
 
@@ -49,7 +41,7 @@ def test_the_bound_is_nearly_reached() -> None:
 def test_levels_of_the_largest_norm_are_those_of_the_integers() -> None:
     x = torch.randn(1000, generator=torch.Generator().manual_seed(0))
     integers = int4(block=512, rounding="stochastic")
-    assert torch.equal(_decoded(qsgd(norm="max"), x, 3), integers.decode(integers.encode(x, 3), 1000, 3))
+    assert torch.equal(again(qsgd(norm="max"), x, 3), integers.decode(integers.encode(x, 3), 1000, 3))
 
 
 def test_the_scale_is_the_norm_over_the_levels() -> None:
@@ -63,16 +55,16 @@ def test_sizes_of_fixed_codes(levels: int, bits: int) -> None:
     assert qsgd(levels).layout(1 << 20)["code"][1] == bits << 17
     x = torch.zeros(1000)
     x[::512] = torch.tensor([-3.0, 5.0])
-    assert torch.equal(_decoded(qsgd(levels), x), x)
+    assert torch.equal(again(qsgd(levels), x), x)
 
 
 def test_elias_codes_are_the_same_numbers_in_fewer_bytes() -> None:
     x = torch.randn(100_000, generator=torch.Generator().manual_seed(0))
     fixed, coded = qsgd(23, block=512), qsgd(23, block=512, code="elias")
-    assert torch.equal(_decoded(fixed, x, 3), _decoded(coded, x, 3))
-    bits = 8 * _size(coded.encode(x, 3)) / len(x)
+    assert torch.equal(again(fixed, x, 3), again(coded, x, 3))
+    bits = 8 * size(coded.encode(x, 3)) / len(x)
     assert 2.8 < bits - 32 / 512 < 3.0  # s = sqrt(B): 2.95 in the specification of the codes
-    assert _size(fixed.encode(x, 3)) > 2 * _size(coded.encode(x, 3))
+    assert size(fixed.encode(x, 3)) > 2 * size(coded.encode(x, 3))
 
 
 def test_elias_streams_by_hand() -> None:
@@ -134,8 +126,8 @@ def test_codes_above_the_levels_are_refused() -> None:
 def test_zeros_and_extremes() -> None:
     limit = torch.finfo(torch.float32).max
     for codec in (qsgd, qsgd(1, code="elias"), qsgd(norm="max")):
-        assert not _decoded(codec, torch.zeros(9)).any()
-        assert _decoded(codec, torch.tensor([limit, -limit] * 300)).isfinite().all()
+        assert not again(codec, torch.zeros(9)).any()
+        assert again(codec, torch.tensor([limit, -limit] * 300)).isfinite().all()
 
 
 def test_options() -> None:

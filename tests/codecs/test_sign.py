@@ -9,12 +9,9 @@ import torch
 
 from thinwire.codecs import Sign, sign
 from thinwire.errors import ConfigError, PacketError
+from written import again
 
 X = torch.tensor([7, -7, 3.5, -3.4, 0, 1, -1, 0.49])
-
-
-def _decoded(codec: Sign, x: torch.Tensor) -> torch.Tensor:
-    return codec.decode(codec.encode(x, 0), len(x), 0)
 
 
 def _heavy(n: int) -> torch.Tensor:
@@ -27,7 +24,7 @@ def test_golden() -> None:
     fields = sign(block=8).encode(X, 0)
     assert fields["code"].tolist() == [0xB5]
     assert fields["scale"].tolist() == [pytest.approx(2.92375, rel=1e-6)]
-    assert _decoded(sign(block=8), X).sign().tolist() == [1, -1, 1, -1, 1, 1, -1, 1]
+    assert again(sign(block=8), X).sign().tolist() == [1, -1, 1, -1, 1, 1, -1, 1]
 
 
 def test_bits_are_planar_and_the_pad_is_zero() -> None:
@@ -41,7 +38,7 @@ def test_bits_are_planar_and_the_pad_is_zero() -> None:
 def test_the_error_is_what_the_block_has_beyond_its_mean_magnitude(n: int, block: int) -> None:
     """(1 - rho^2) ||x||^2, each block for itself; float32 means, squared errors in float64."""
     for x in (_heavy(n), torch.randn(n, generator=torch.Generator().manual_seed(1))):
-        error = (_decoded(sign(block=block), x).double() - x).square().sum().item()
+        error = (again(sign(block=block), x).double() - x).square().sum().item()
         parts = x.double().split(block)
         due = sum((p.square().sum() - p.abs().sum() ** 2 / len(p)).item() for p in parts)
         assert error == pytest.approx(due, rel=1e-6)
@@ -50,20 +47,20 @@ def test_the_error_is_what_the_block_has_beyond_its_mean_magnitude(n: int, block
 def test_two_means_leave_the_spread_about_each() -> None:
     x = _heavy(4096) + 0.3
     codec = sign(block=256, scale="two-means")
-    error = (_decoded(codec, x).double() - x).square().sum().item()
+    error = (again(codec, x).double() - x).square().sum().item()
     due = 0.0
     for part in x.double().split(256):
         for half in (part[part >= 0], part[part < 0]):
             due += (half - half.mean()).square().sum().item()
     assert error == pytest.approx(due, rel=1e-6)
-    assert error < (_decoded(sign(block=256), x).double() - x).square().sum().item()
+    assert error < (again(sign(block=256), x).double() - x).square().sum().item()
 
 
 def test_one_sided_blocks() -> None:
     codec = sign(block=8, scale="two-means")
     for x in (torch.full((8,), 0.75), torch.full((8,), -0.75)):
-        assert torch.equal(_decoded(codec, x), x)
-    assert torch.equal(_decoded(codec, torch.tensor([1.0, -3] * 4)), torch.tensor([1.0, -3] * 4))
+        assert torch.equal(again(codec, x), x)
+    assert torch.equal(again(codec, torch.tensor([1.0, -3] * 4)), torch.tensor([1.0, -3] * 4))
 
 
 def test_fractions_of_known_distributions() -> None:
@@ -71,15 +68,15 @@ def test_fractions_of_known_distributions() -> None:
     normal = torch.randn(1 << 16, generator=g)
     laplace = normal.sign() * -torch.rand(1 << 16, generator=g).clamp(min=1e-12).log()
     for x, fraction in ((normal, 0.363), (laplace, 0.5)):
-        assert ((_decoded(sign, x) - x).norm() / x.norm()).item() ** 2 == pytest.approx(fraction, abs=0.02)
+        assert ((again(sign, x) - x).norm() / x.norm()).item() ** 2 == pytest.approx(fraction, abs=0.02)
 
 
 def test_extremes_stay_finite() -> None:
     x = torch.tensor([1.0, 1, -1, 1]).repeat(300) * torch.finfo(torch.float32).max
     for codec in (sign, sign(scale="two-means")):
-        assert _decoded(codec, x).isfinite().all()
-        torch.testing.assert_close(_decoded(codec, x), x)
-        assert not _decoded(codec, torch.zeros(9)).any()
+        assert again(codec, x).isfinite().all()
+        torch.testing.assert_close(again(codec, x), x)
+        assert not again(codec, torch.zeros(9)).any()
 
 
 def test_bits_beyond_the_end_are_ignored() -> None:

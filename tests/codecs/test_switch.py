@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 import pytest
 import torch
-from torch import Tensor
 
+from doubles import Halves
 from memories import Members
 from small import batch, loss_of, make_model, same, sgd, train
 from thinwire import synchronize
 from thinwire.codecs import (
-    Staged,
     Switch,
     Warmup,
     bf16,
@@ -29,30 +27,10 @@ from thinwire.codecs import (
     warmup,
     warmup_shares,
 )
-from thinwire.codecs.stages import Result, Stage, Stages, Tensors
 from thinwire.errors import ConfigError
 from thinwire.links.local import run
 from thinwire.methods import every_step
 from thinwire.topologies import Islands
-
-
-@dataclass(frozen=True)
-class Twice(Staged):
-    """Two exchanges, and a memory of how often."""
-
-    @property
-    def spec(self) -> str:
-        return "twice"
-
-    @property
-    def wants_feedback(self) -> bool:
-        return False
-
-    def run(self, x: Tensor, shared: Tensors, key: int) -> Stages:
-        first, sent_first = yield Stage(x / 2)
-        second, sent_second = yield Stage(x / 2)
-        times = shared.get("rounds", torch.zeros(())) + 1
-        return Result(first + second, sent_first + sent_second, {"rounds": times})
 
 
 def test_shares_of_the_paper():
@@ -95,7 +73,7 @@ def test_a_switch_over_a_link_is_one_codec_and_then_the_other():
 
 
 def test_what_the_second_remembers_is_its_own():
-    codec = switch(bf16, 2, switch(fp32, 2, Twice()))
+    codec = switch(bf16, 2, switch(fp32, 2, Halves()))
     group = Members(feedback(codec), 1)
     counts = []
     for _ in range(6):
@@ -103,7 +81,7 @@ def test_what_the_second_remembers_is_its_own():
         counts.append({name: float(value) for name, value in sorted(group.stages.items())})
     assert counts[1] == {"rounds": 2}
     assert counts[3] == {"rounds": 4, "then.rounds": 2}
-    assert counts[5] == {"rounds": 6, "then.rounds": 4, "then.then.rounds": 2}
+    assert counts[5] == {"rounds": 6, "then.rounds": 4, "then.then.count": 2}
 
 
 def test_the_count_is_saved_and_resumed():
@@ -133,7 +111,7 @@ def test_class_is_that_of_both():
     assert not switch(parse("fp16"), 3, topk(1 / 4)).contractive
     assert switch(int8, 3, topk(1 / 4)).wants_feedback
     assert not switch(int8, 3, bf16).wants_feedback
-    assert not switch(int8, 3, Twice()).wants_feedback
+    assert not switch(int8, 3, Halves()).wants_feedback
     assert warmup(topk(1 / 4), 5).wants_feedback
     assert warmup(topk(1 / 4), 5).selects
     assert every_step(codec=warmup(topk(1 / 4), 5)).feedback == feedback(warmup(topk(1 / 4), 5))

@@ -9,15 +9,12 @@ import torch
 
 from thinwire.codecs import TernGrad, qsgd, terngrad
 from thinwire.errors import ConfigError, PacketError
-
-
-def _decoded(codec: TernGrad, x: torch.Tensor, key: int = 0) -> torch.Tensor:
-    return codec.decode(codec.encode(x, key), len(x), key)
+from written import again
 
 
 def _error(codec: TernGrad, x: torch.Tensor, draws: int) -> float:
     """Mean squared error over keys, of the energy."""
-    errors = [(_decoded(codec, x, key) - x).double().square().sum().item() for key in range(draws)]
+    errors = [(again(codec, x, key) - x).double().square().sum().item() for key in range(draws)]
     return sum(errors) / draws / x.double().square().sum().item()
 
 
@@ -29,7 +26,7 @@ def _laplace(n: int) -> torch.Tensor:
 def test_levels() -> None:
     x = torch.tensor([2.0, -2, 0, 0, 0.5, -0.5])
     for key in range(20):
-        decoded = _decoded(terngrad, x, key)
+        decoded = again(terngrad, x, key)
         assert decoded[:4].tolist() == [2, -2, 0, 0]
         assert set(decoded[4:].tolist()) <= {2, -2, 0}
     fields = terngrad(block=4).encode(x[:4], 0)
@@ -58,23 +55,23 @@ def test_a_clip_trades_noise_for_bias() -> None:
     clipped = terngrad(block=4096, clip=2.5)
     assert _error(clipped, x, 100) < 0.4 * _error(terngrad(block=4096), x, 100)
     limit = 2.5 * x.std(correction=0).item()
-    assert _decoded(clipped, x).unique().tolist() == pytest.approx([-limit, 0, limit], rel=1e-5)
+    assert again(clipped, x).unique().tolist() == pytest.approx([-limit, 0, limit], rel=1e-5)
     assert not clipped.traits.unbiased
     assert clipped.variance(4096) is None
-    mean = torch.stack([_decoded(clipped, x, key) for key in range(200)]).double().mean(dim=0)
+    mean = torch.stack([again(clipped, x, key) for key in range(200)]).double().mean(dim=0)
     assert (mean - x.clamp(-limit, limit)).square().sum() < 0.02 * x.square().sum(), "of the cut vector it is the mean"
 
 
 def test_a_clip_leaves_constants() -> None:
     for x in (torch.full((64,), 0.3), torch.zeros(64)):
-        assert torch.equal(_decoded(terngrad(clip=2.5), x), x)
+        assert torch.equal(again(terngrad(clip=2.5), x), x)
 
 
 def test_trits_are_the_same_numbers_in_fewer_bytes() -> None:
     for n, block in ((1000, 64), (12, 12), (77, 64), (3, 1024)):
         x = torch.randn(n, generator=torch.Generator().manual_seed(n))
         bits, trits = terngrad(block=block), terngrad(block=block, code="trits")
-        assert torch.equal(_decoded(bits, x, 3), _decoded(trits, x, 3))
+        assert torch.equal(again(bits, x, 3), again(trits, x, 3))
     assert terngrad(code="trits").layout(1 << 20)["code"][1] == 1024 * 205
     # By hand: 2 0 1 1 2 | 0 1 1 1 1 planar in rows of 10: t_j and t_(j+2) beside each other.
     codec = terngrad(block=12, code="trits")
@@ -85,7 +82,7 @@ def test_trits_are_the_same_numbers_in_fewer_bytes() -> None:
 def test_it_is_qsgd_of_one_level() -> None:
     x = torch.randn(1000, generator=torch.Generator().manual_seed(0))
     other = qsgd(1, block=64, norm="max")
-    assert torch.equal(_decoded(terngrad(block=64), x, 5), other.decode(other.encode(x, 5), 1000, 5))
+    assert torch.equal(again(terngrad(block=64), x, 5), other.decode(other.encode(x, 5), 1000, 5))
 
 
 @pytest.mark.parametrize(("code", "byte"), [("bits", 0b11), ("trits", 243)])

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from thinwire.codecs import TopK, int8, parse, topk, warmup_shares, zstd
+from thinwire.codecs import TopK, indices, int8, parse, selection, topk, warmup_shares, zstd
 from thinwire.codecs.indices import INDEX
 from thinwire.errors import ConfigError, PacketError
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
-TOPK = sys.modules["thinwire.codecs.topk"]
 
 
 def kept(codec: TopK, x: Tensor) -> list[int]:
     """Positions that are sent, and that the values are theirs."""
     fields = codec.encode(x, 0)
-    p = TOPK.indices.read(codec.index, fields["index"], len(fields["value"]), len(x))
+    p = indices.read(codec.index, fields["index"], len(fields["value"]), len(x))
     assert torch.equal(fields["value"], x[p])
     return [int(i) for i in p]
 
@@ -76,8 +73,8 @@ def test_a_sample_that_misleads_does_no_harm(factor: float) -> None:
 
 def test_a_sample_spares_work() -> None:
     x = torch.randn(1 << 18, generator=torch.Generator().manual_seed(0))
-    assert 2622 <= len(TOPK._candidates(x, 2622)) < 4200
-    assert TOPK._candidates(x, 1 << 16) is None  # too many to be worth it
+    assert 2622 <= len(selection._candidates(x, 2622)) < 4200
+    assert selection._candidates(x, 1 << 16) is None  # too many to be worth it
 
 
 def test_everything_is_kept_at_full_rate() -> None:
@@ -142,7 +139,7 @@ def test_blocks_larger_than_a_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = kept(topk(0.05, block=64), x)
     monkeypatch.setitem(blocks._PIECE, "cpu", 128)
     assert kept(topk(0.05, block=64), x) == whole
-    monkeypatch.setattr(TOPK, "_PIECE", 100)
+    monkeypatch.setattr(selection, "_PIECE", 100)
     y = torch.randn(1 << 15, generator=torch.Generator().manual_seed(0))
     assert kept(topk(0.01), y) == ordered(y, 328)
 
@@ -206,9 +203,9 @@ def test_vectors_beyond_int32_are_right_with_the_other_indices() -> None:
     assert topk(2**-20).layout(n) == {"value": (torch.float32, 8193), "index": (torch.uint8, -(-8193 * 19 // 8) + 3073)}
     codec = topk(2**-32)  # three of 2^33 and a bit
     p = torch.tensor([7, 2**32, 2**33 + 4])
-    field = TOPK.indices.write("compact", p, n)
+    field = indices.write("compact", p, n)
     assert codec.layout(n)["index"] == (torch.uint8, len(field))
-    assert torch.equal(TOPK.indices.read("compact", field, 3, n), p)
+    assert torch.equal(indices.read("compact", field, 3, n), p)
 
 
 def test_expressions() -> None:
@@ -256,5 +253,5 @@ def test_one_k_for_all_adapters_together(density: float, coder: str) -> None:
     per_layer = [len([i for i in kept(codec, x) if i // 512 == layer]) for layer in range(6)]
     assert per_layer == sorted(per_layer, reverse=True)
     assert per_layer[0] > 2 * per_layer[5]
-    assert TOPK.indices._compact(k, n) == coder
-    assert topk(density).layout(n)["index"] == TOPK.indices.layout(coder, k, n)
+    assert indices._compact(k, n) == coder
+    assert topk(density).layout(n)["index"] == indices.layout(coder, k, n)

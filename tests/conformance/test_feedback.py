@@ -18,7 +18,7 @@ from torch import Tensor
 
 import thinwire
 from memories import Members, vectors
-from small import adamw, batch, loss_of, make_model, same, train
+from small import adamw, local_steps, make_model, same, train
 from thinwire.aggregators import Mean, WeightedMean
 from thinwire.codecs import FEEDBACK, Codec, Feedback, Traits, fp16, fp32, int8, layers, parse, topk
 from thinwire.codecs.base import Shapes
@@ -364,13 +364,6 @@ def _method(memory: Feedback) -> Method:
     )
 
 
-def _steps(model: Any, optimizer: Any, rank: int, steps: range) -> None:
-    for step in steps:
-        loss_of(model, *batch(step, rank)).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-
 def _resumed(link: Any, method: Method, saved: Any, until: int) -> tuple[list[Tensor], Any]:
     """Go on from what `_saved` gave; the parameters and the state at the end."""
     model = make_model()
@@ -379,7 +372,7 @@ def _resumed(link: Any, method: Method, saved: Any, until: int) -> tuple[list[Te
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         sync.load_state_dict(saved["sync"])
-        _steps(model, optimizer, link.rank, range(saved["sync"]["step"], until))
+        local_steps(model, optimizer, link.rank, range(saved["sync"]["step"], until))
         return [p.detach().clone() for p in model.parameters()], sync.state_dict()["fragments"][0]["carried"]
 
 
@@ -388,7 +381,7 @@ def _saved(link: Any, method: Method, steps: int) -> Any:
     optimizer = adamw(model)
     file = io.BytesIO()
     with thinwire.synchronize(model, optimizer, method, link) as sync:
-        _steps(model, optimizer, link.rank, range(steps))
+        local_steps(model, optimizer, link.rank, range(steps))
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "sync": sync.state_dict()}
         torch.save(state, file)
     file.seek(0)

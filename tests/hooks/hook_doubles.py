@@ -1,4 +1,4 @@
-"""Small real parts for the tests of hooks: a bucket, and a round of two stages."""
+"""Small real parts for the tests of hooks: a bucket, and a round whose second stage follows from its first."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Bucket:
 
 @dataclass(frozen=True)
 class ScaleFirst(Staged):
-    """Members agree on the mean of their largest entries, then send signs of that size in 8 bits: two exchanges."""
+    """Members agree on the mean of their largest entries, then send what is no larger, in 8 bits: two exchanges."""
 
     wants_feedback = False
 
@@ -52,22 +52,3 @@ class ScaleFirst(Staged):
         combined, sent = yield Stage(x.clamp(-scale, scale), int8())
         seen = shared.get("rounds", torch.zeros(1)) + 1
         return Result(combined, sent, {"rounds": seen, "scale": scale})
-
-
-@dataclass(frozen=True)
-class Twice(Staged):
-    """The two halves of the vector, one after the other, at full precision."""
-
-    wants_feedback = False
-
-    @property
-    def spec(self) -> str:
-        return "twice"
-
-    def run(self, x: Tensor, shared: Tensors, key: int) -> Stages:
-        middle = len(x) // 2
-        first = yield Stage(x[:middle])
-        second = yield Stage(x[middle:])
-        return Result(
-            torch.cat([first.combined, second.combined]), torch.cat([first.sent, second.sent]), {"turn": x[:0]}
-        )

@@ -17,9 +17,10 @@ from torch.nn.parallel import DistributedDataParallel
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
-from hook_doubles import ScaleFirst, Twice  # noqa: E402
+from hook_doubles import ScaleFirst  # noqa: E402
 
 import thinwire  # noqa: E402
+from doubles import Halves  # noqa: E402
 from small import WIDTH, batch, loss_of, make_model, sgd  # noqa: E402
 from thinwire.codecs import ErrorFeedback, parse  # noqa: E402
 
@@ -216,7 +217,7 @@ def fsdp_pair():
         "as it is": train_fsdp(None),
         "plain": train_fsdp(None, 30),
         "fp32": train_fsdp("fp32"),
-        "in two exchanges": train_fsdp(Twice()),
+        "in two exchanges": train_fsdp(Halves()),
         "plain, narrow": train_fsdp(None, policy=narrow),
         "fp32, narrow": train_fsdp("fp32", policy=narrow),
     }

@@ -2,52 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pytest
 import torch
 import torch.distributed as dist
-from hook_doubles import ScaleFirst, Twice
+from hook_doubles import ScaleFirst
 from torch import Tensor, nn
 
+from doubles import Counted, Halves
 from thinwire import ConfigError, PacketError, run
-from thinwire.codecs import Codec, ErrorFeedback, Traits, int8, topk
-from thinwire.codecs.base import require
+from thinwire.codecs import ErrorFeedback, int8, topk
 from thinwire.hooks.fsdp import Shards, fsdp
 from thinwire.hooks.scatter import scatters
 from thinwire.hooks.session import method_of
 from thinwire.links.faulty import Tampered, flip
-from thinwire.packet import Fields, Layout
 
 AVG, SUM = dist.ReduceOp.AVG, dist.ReduceOp.SUM
-
-
-@dataclass(frozen=True)
-class Counted(Codec):
-    """Summable: 16ths as integers, which add up; what is summed is decoded once."""
-
-    @property
-    def spec(self) -> str:
-        return "counted"
-
-    @property
-    def traits(self) -> Traits:
-        return Traits(summable=True)
-
-    def layout(self, n: int) -> Layout:
-        return {"count": (torch.int32, n)}
-
-    def encode(self, x: Tensor, key: int) -> Fields:
-        return {"count": (x * 16).round().int()}
-
-    def decode(self, fields: Fields, n: int, key: int) -> Tensor:
-        require(fields, self.layout(n))
-        return fields["count"].float() / 16
-
-    def add(self, contributions, n: int) -> Fields:
-        for fields in contributions:
-            require(fields, self.layout(n))
-        return {"count": torch.stack([fields["count"] for fields in contributions]).sum(dim=0).int()}
 
 
 def given(step: int, rank: int, n: int) -> Tensor:
@@ -82,7 +51,7 @@ def expected(step: int, unit: int, rank: int, members: int, m: int, who=None) ->
 
 
 @pytest.mark.parametrize("members", [1, 2, 4])
-@pytest.mark.parametrize("codec", ["fp32", Counted(), Twice()], ids=str)
+@pytest.mark.parametrize("codec", ["fp32", Counted(16), Halves()], ids=str)
 def test_every_member_gets_the_mean_of_its_own_shard(codec, members):
     for rank, (found, _, _) in enumerate(run(members, scattered(codec))):
         for at, shard in enumerate(found):
@@ -117,19 +86,19 @@ def test_nothing_is_lost(codec):
 
 def test_half_of_what_an_all_reduce_sends():
     """One exchange of shards instead of two, and no verdict."""
-    shards, whole = (run(4, scattered(codec, m=(4096,)))[0][2] for codec in (int8(), ErrorFeedback(Twice())))
+    shards, whole = (run(4, scattered(codec, m=(4096,)))[0][2] for codec in (int8(), ErrorFeedback(Halves())))
     assert shards < 0.3 * whole, "a quarter of the bits, half of the exchanges, and headers"
 
 
 def test_a_member_without_finite_values_is_left_out(caplog):
-    for codec in ("fp32", Counted(), Twice(), "feedback(topk(1))"):
+    for codec in ("fp32", Counted(16), Halves(), "feedback(topk(1))"):
         for rank, (found, _, _) in enumerate(run(3, scattered(codec, steps=1, spoil={1}))):
             assert torch.equal(found[0], expected(0, 0, rank, 3, 7, who=(0, 2)))
     assert "round 0 of module first: member 1 had no finite gradients and was left out" in caplog.text
 
 
 def test_if_nobody_has_finite_values_the_result_is_nan():
-    for codec in ("fp32", Counted(), Twice(), "topk(1/8)"):
+    for codec in ("fp32", Counted(16), Halves(), "topk(1/8)"):
         for found, saved, _ in run(2, scattered(codec, steps=1, spoil={0, 1})):
             assert found[0].isnan().all()
             assert not saved["states"][0]["carried"]["own"]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import thinwire
-from small import BATCH, adamw, batch, loss_of, make_model, same, sgd, train
+from small import BATCH, adamw, batch, local_steps, loss_of, make_model, same, sgd, train
 from thinwire import (
     Network,
     dgc,
@@ -109,7 +109,7 @@ def test_stop_and_resume_equals_never_stopped(name, stop):
         optimizer = adamw(model)
         sync = thinwire.synchronize(model, optimizer, method, link)
         with sync:
-            _steps(model, optimizer, link.rank, range(stop))
+            local_steps(model, optimizer, link.rank, range(stop))
             saved = {
                 "model": _copy(model.state_dict()),
                 "optimizer": _copy(optimizer.state_dict()),
@@ -121,17 +121,10 @@ def test_stop_and_resume_equals_never_stopped(name, stop):
             model.load_state_dict(saved["model"])
             optimizer.load_state_dict(saved["optimizer"])
             sync.load_state_dict(saved["sync"])
-            _steps(model, optimizer, link.rank, range(stop, steps))
+            local_steps(model, optimizer, link.rank, range(stop, steps))
         return [p.detach().clone() for p in model.parameters()]
 
     assert all(same(a, b) for a, b in zip(run(3, whole), run(3, in_two), strict=True))
-
-
-def _steps(model: nn.Module, optimizer: torch.optim.Optimizer, rank: int, steps: range) -> None:
-    for step in steps:
-        loss_of(model, *batch(step, rank)).backward()
-        optimizer.step()
-        optimizer.zero_grad()
 
 
 def _copy(state):
@@ -198,7 +191,7 @@ def test_keeping_everything_is_independent_training_though_the_anchor_moves():
     results = of_all(method, steps=9)
     for rank, result in enumerate(results):
         model = make_model()
-        _steps(model, adamw(model), rank, range(9))
+        local_steps(model, adamw(model), rank, range(9))
         assert same(result.live, [p.detach() for p in model.parameters()])
     initial = of_all(method, steps=1)[0].consensus
     assert not same(initial, results[0].consensus)
@@ -206,7 +199,7 @@ def test_keeping_everything_is_independent_training_though_the_anchor_moves():
 
 def _local_training(steps: int) -> list[Tensor]:
     model = make_model()
-    _steps(model, adamw(model), 0, range(steps))
+    local_steps(model, adamw(model), 0, range(steps))
     return [p.detach().clone() for p in model.parameters()]
 
 
@@ -231,7 +224,7 @@ def test_fp32_is_no_codec_and_diloco_is_its_algorithm_box():
     outer = torch.optim.SGD(anchor, lr=0.7, momentum=0.9, nesterov=True)
     for first in range(0, steps, every):
         for rank in range(members):
-            _steps(models[rank], inner[rank], rank, range(first, first + every))
+            local_steps(models[rank], inner[rank], rank, range(first, first + every))
         for index, a in enumerate(anchor):
             deltas = [a - list(model.parameters())[index].detach() for model in models]
             a.grad = (((deltas[0] + deltas[1]) + deltas[2]) + deltas[3]) / members
@@ -253,7 +246,7 @@ def test_flasc_is_its_algorithm_box():
     for first in range(0, steps, every):
         deltas = []
         for rank in range(members):
-            _steps(models[rank], inner[rank], rank, range(first, first + every))
+            local_steps(models[rank], inner[rank], rank, range(first, first + every))
             delta = anchor - nn.utils.parameters_to_vector(models[rank].parameters()).detach()
             kept = delta.abs().topk(-(-len(delta) // 4)).indices
             deltas.append(torch.zeros_like(delta).index_copy(0, kept, delta[kept]))
@@ -342,7 +335,7 @@ def test_random_rounding_follows_the_seed_and_nothing_else():
         model = make_model()
         optimizer = adamw(model)
         with thinwire.synchronize(model, optimizer, method, link, seed=1):
-            _steps(model, optimizer, link.rank, range(8))
+            local_steps(model, optimizer, link.rank, range(8))
         return [p.detach() for p in model.parameters()]
 
     assert not same(a[0].live, run(3, other_seed)[0])
@@ -404,7 +397,7 @@ def test_overlap_hides_the_link():
             optimizer = adamw(model)
             with thinwire.synchronize(model, optimizer, method, link):
                 start = link.now()
-                _steps(model, optimizer, link.rank, range(15))  # the round begun at step 12 is applied at 15
+                local_steps(model, optimizer, link.rank, range(15))  # the round begun at step 12 is applied at 15
                 return link.now() - start
 
         return run(3, member, network)[0]

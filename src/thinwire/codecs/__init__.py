@@ -6,7 +6,8 @@
     >>> (topk(1 / 64) | int4).layout(1_000_000)
     {'value.scale': (torch.float32, 245), 'value.code': (torch.uint8, 7813), 'index': (torch.uint8, 15626)}
 
-To add one: its file here, its line in `CODECS`, its example in tests/conformance/test_codecs.py.
+To add one: its file here, its line in `CODECS`, its example in tests/conformance/test_codecs.py. CONTRIBUTING.md says
+the same of rounds of several exchanges (`STAGED`) and memories (`FEEDBACK`).
 """
 
 from __future__ import annotations
@@ -226,7 +227,7 @@ CODECS: Mapping[str, Callable[..., Codec]] = {
     "rans": rans,
 }
 
-#: Rounds of several exchanges, by the name they have in expressions.
+#: Rounds of several exchanges by the name they have in expressions.
 STAGED: Mapping[str, Callable[..., Staged]] = {
     "powersgd": PowerSGD,
     "fetchsgd": FetchSGD,
@@ -241,31 +242,31 @@ How = Codec | Staged | Feedback
 
 _NAMES: Mapping[str, Callable[..., How]] = {**CODECS, **STAGED, **FEEDBACK}
 _WORDS = Words("codec", _NAMES, "topk(1/64) | int4 | zstd or feedback(int4(block=128))", "`thinwire codecs {}`")
-#: What stands for those that cannot be shown by their name alone.
+#: What stands for those that cannot be shown by their name alone; in the order of the tables.
 _SHOWN = {
     "topk": "topk(1/64)",
-    "feedback": "feedback(topk(1/64))",
-    "layers": "layers(topk(1/64))",
+    "randk": "randk(1/64)",
+    "rows": "rows(1/8)",
+    "dct": "dct(1/128)",
+    "sketch": "sketch(width=50000)",
     "cst": "cst(128)",
     "anchor_delta": "anchor_delta(128)",
+    "layers": "layers(topk(1/64))",
+    "fetchsgd": "fetchsgd(0.01, width=50000)",
     "budget": "budget(topk(1/256), topk(1/64), topk(1/16))",
+    "switch": "switch(int8, 100, topk(1/64))",
+    "warmup": "warmup(topk(1/1000), rounds=500)",
+    "feedback": "feedback(topk(1/64))",
     "ef21": "ef21(topk(1/64))",
     "ef21w": "ef21w(topk(1/64), smoothness=(1, 4))",
     "ef21_sgdm": "ef21_sgdm(topk(1/64))",
     "econtrol": "econtrol(topk(1/64))",
-    "switch": "switch(int8, 100, topk(1/64))",
-    "warmup": "warmup(topk(1/1000), rounds=500)",
+    "diana": "diana(int4(rounding='stochastic'))",
     "dgc": "dgc(topk(1/64))",
     "gmf": "gmf(topk(1/64))",
     "scallion": "scallion(int4(rounding='stochastic'))",
     "scafcom": "scafcom(topk(1/64))",
     "frozen_adam": "frozen_adam(switch(fp32, 1000, sign))",
-    "randk": "randk(1/64)",
-    "rows": "rows(1/8)",
-    "dct": "dct(1/128)",
-    "sketch": "sketch(width=50000)",
-    "fetchsgd": "fetchsgd(0.01, width=50000)",
-    "diana": "diana(int4(rounding='stochastic'))",
 }
 
 

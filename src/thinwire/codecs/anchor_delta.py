@@ -29,12 +29,12 @@ import torch
 from torch import Tensor
 
 from thinwire.codecs.base import Codec, Traits, require
-from thinwire.codecs.blocks import HUGE, TINY, call, num_blocks, require_scales
+from thinwire.codecs.blocks import HUGE, TINY, num_blocks, require_scales
 from thinwire.codecs.cst import check_channels
+from thinwire.codecs.options import call, changed, is_number, is_whole
 from thinwire.errors import ConfigError, PacketError
 from thinwire.packet import Fields, Layout
 
-_DEFAULT_GROUP, _DEFAULT_BINS = 10, (0.5, 1.0, 1.5)
 _LARGEST_CODE = 127
 _PIECE = 1 << 18  # elements worked on at once
 _FINE = 4095  # levels that deltas are rounded to before their squares are summed
@@ -52,14 +52,14 @@ class AnchorDelta(Codec):
 
     channels: int
     layers: int = 1
-    group: int = _DEFAULT_GROUP
-    bins: tuple[float, ...] = _DEFAULT_BINS
+    group: int = 10
+    bins: tuple[float, ...] = (0.5, 1.0, 1.5)
 
     def __post_init__(self) -> None:
         check_channels("anchor_delta", self.channels)
         for option, least, what in (("layers", 1, "layers in the vector"), ("group", 2, "tokens with one anchor")):
             value = getattr(self, option)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            if not is_whole(value, least):
                 raise ConfigError(
                     f"anchor_delta is to have {option}={value!r}",
                     expected=f"a whole number of at least {least}: how many {what}",
@@ -75,9 +75,7 @@ class AnchorDelta(Codec):
 
     @property
     def spec(self) -> str:
-        given = {"layers": (self.layers, 1), "group": (self.group, _DEFAULT_GROUP), "bins": (self.bins, _DEFAULT_BINS)}
-        told = {option: value for option, (value, default) in given.items() if value != default}
-        return call("anchor_delta", channels=self.channels, **told)
+        return call("anchor_delta", channels=self.channels, **changed(self))
 
     @property
     def traits(self) -> Traits:
@@ -220,7 +218,7 @@ def _or_inf(step: Tensor) -> Tensor:
 
 
 def _is_bin(width: object) -> bool:
-    return isinstance(width, int | float) and not isinstance(width, bool) and 2.0**-10 <= width <= 2.0**10
+    return is_number(width) and 2.0**-10 <= width <= 2.0**10
 
 
 anchor_delta = AnchorDelta

@@ -1,12 +1,13 @@
 """The codec contract: a flat float32 vector becomes named fields, and fields become a vector again.
 
-A codec is a frozen dataclass of its options. It has no memory (error feedback is a wrapper, feedback.py), reads no
+A codec is a frozen dataclass of its options. It has no memory (error feedback is a wrapper, feedback/), reads no
 clock and no global generator: equal input, options and key give equal fields on every member and device kind.
 What it promises it declares in `traits`, `layout`, `contraction` and `variance`; tests/conformance holds it to that.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -151,6 +152,12 @@ class Codec(ABC):
                 mend="error feedback goes around the whole chain: feedback(topk(1/64) | int4)",
             )
         return then.after(self)
+
+
+def as_matrix(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Rows and columns of a parameter seen as a matrix: the first dimension, and all others; a vector has one row."""
+    rows = shape[0] if len(shape) > 1 else 1
+    return rows, math.prod(shape) // max(1, rows)
 
 
 def require(fields: Fields, layout: Layout, *, exact: bool = True) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from thinwire.codecs.memory import Scratch
+from thinwire.codecs.options import is_whole
 from thinwire.errors import ConfigError, PacketError
 from thinwire.randomness import fill
 
@@ -39,7 +40,7 @@ def check_options(name: str, block: object, rounding: object, *, multiple: int =
     multiple  what blocks must be multiples of: what they take is whole bytes, and dither comes in pairs
     """
     multiple = max(2, multiple)
-    if not isinstance(block, int) or isinstance(block, bool) or block < multiple or block % multiple:
+    if not is_whole(block, multiple) or block % multiple:
         even = "an even whole number of at least 2" if multiple == 2 else f"a whole number, a multiple of {multiple}"
         raise ConfigError(
             f"{name} is to have blocks of {block!r}",
@@ -134,9 +135,3 @@ def contraction(relative_error: float, n: int, block: int, *, of_largest: float)
     """
     kept = max(1 - relative_error, of_largest / max(1, min(block, n)))
     return kept - SLACK if kept > SLACK else None
-
-
-def call(name: str, **options: object) -> str:
-    """The expression `name(option=value, ...)`; just the name where there is no option to tell."""
-    told = ", ".join(f"{option}={value!r}" for option, value in options.items())
-    return f"{name}({told})" if told else name

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -40,6 +40,7 @@ from thinwire.aggregators import Mean
 from thinwire.codecs.allocation import Choice, Table, allocate, in_proportion, total
 from thinwire.codecs.base import Codec, Shapes
 from thinwire.codecs.layers import Layers
+from thinwire.codecs.options import call, changed, is_number, is_whole
 from thinwire.codecs.powersgd import PowerSGD
 from thinwire.codecs.precision import fp32
 from thinwire.codecs.stages import Result, Stage, Staged, Stages, Tensors, is_contractive, wants_feedback
@@ -80,7 +81,7 @@ class Budget(Staged):
     norm: Norm = "squared"
     rule: Rule = "dynamic"
     small: int = 1024
-    shapes: Shapes = ()
+    shapes: Shapes = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         ranks = bool(self.options) and isinstance(self.options[0], PowerSGD)
@@ -98,21 +99,21 @@ class Budget(Staged):
                     expected=f"{name} one of {', '.join(map(repr, get_args(choices)))}",
                     mend=f"leave it out for {get_args(choices)[0]!r}",
                 )
-        if not (_whole(self.like) and self.like < len(self.options)):
+        if not is_whole(self.like, 0, len(self.options) - 1):
             raise ConfigError(
                 f"budget: like={self.like!r} of {len(self.options)} options",
                 expected=f"a whole number from 0 to {len(self.options) - 1}: the option that sets the limit",
                 mend="leave it out for the one in the middle",
             )
-        if isinstance(self.limit, bool) or not (isinstance(self.limit, int | float) and 0 < self.limit < math.inf):
+        if not (is_number(self.limit) and 0 < self.limit < math.inf):
             raise ConfigError(f"budget: limit={self.limit!r}", expected="a number above 0", mend="leave it out for 1")
-        if not (_whole(self.window) and _whole(self.refresh) and 1 <= self.window <= self.refresh):
+        if not (is_whole(self.refresh, 1) and is_whole(self.window, 1, self.refresh)):
             raise ConfigError(
                 f"budget: window={self.window!r} with refresh={self.refresh!r}",
                 expected="whole numbers: a window of at least one round, not longer than a refresh",
                 mend="leave them out for 10 and 100",
             )
-        if not _whole(self.small):
+        if not is_whole(self.small, 0):
             raise ConfigError(
                 f"budget: small={self.small!r}",
                 expected="a whole number of at least 0: elements below which a parameter is written as it is",
@@ -121,12 +122,8 @@ class Budget(Staged):
 
     @property
     def spec(self) -> str:
-        told = [option.spec for option in self.options]
-        told += [f"like={self.like}"] if self.like != len(self.options) // 2 else []
-        defaults = {"save": "bytes", "limit": 1.0, "refresh": 100, "window": 10, "norm": "squared", "rule": "dynamic",
-                    "small": 1024}  # fmt: skip
-        told += [f"{o}={getattr(self, o)!r}" for o, default in defaults.items() if getattr(self, o) != default]
-        return f"budget({', '.join(told)})"
+        like = {} if self.like == len(self.options) // 2 else {"like": self.like}
+        return call("budget", *(option.spec for option in self.options), **like, **changed(self))
 
     @property
     def wants_feedback(self) -> bool:
@@ -233,11 +230,6 @@ def _lost(how: Codec | PowerSGD, piece: Tensor, shape: tuple[int, ...], key: int
     fields = codec.encode(piece, key)
     error = piece - codec.decode(fields, len(piece), key)
     return float(error.norm()), sum(field.numel() * field.element_size() for field in fields.values())
-
-
-def _whole(value: object) -> bool:
-    """Whether it is a whole number of at least 0."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _large(shapes: Shapes, small: int) -> list[int]:

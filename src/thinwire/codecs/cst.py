@@ -24,13 +24,13 @@ import torch
 from torch import Tensor
 
 from thinwire.codecs.base import Codec, Traits, require
-from thinwire.codecs.blocks import HUGE, TINY, call, num_blocks, pieces, require_scales
-from thinwire.codecs.codes import pack, packed_bytes, unpack
+from thinwire.codecs.blocks import HUGE, TINY, num_blocks, pieces, require_scales
 from thinwire.codecs.memory import empty
+from thinwire.codecs.options import call, changed, is_whole
+from thinwire.codecs.planar import pack_row, row_bytes, unpack_row
 from thinwire.errors import ConfigError, PacketError
 from thinwire.packet import Fields, Layout
 
-_DEFAULT_BITS = 4
 _MOST = 2.0**65  # square root of the largest float32, twice: no channel's root, lowest value or step is beyond it
 
 
@@ -43,7 +43,7 @@ class CST(Codec):
     """
 
     channels: int
-    bits: int = _DEFAULT_BITS
+    bits: int = 4
 
     def __post_init__(self) -> None:
         check_channels("cst", self.channels)
@@ -56,7 +56,7 @@ class CST(Codec):
 
     @property
     def spec(self) -> str:
-        return call("cst", channels=self.channels, **({} if self.bits == _DEFAULT_BITS else {"bits": self.bits}))
+        return call("cst", channels=self.channels, **changed(self))
 
     @property
     def traits(self) -> Traits:
@@ -72,7 +72,7 @@ class CST(Codec):
             "channel": (torch.float32, min(self.channels, n)),
             "low": (torch.bfloat16, tokens),
             "step": (torch.bfloat16, tokens),
-            "code": (torch.uint8, packed_bytes(n, self.bits)),
+            "code": (torch.uint8, row_bytes(n, self.bits)),
         }
 
     def encode(self, x: Tensor, key: int) -> Fields:
@@ -92,7 +92,7 @@ class CST(Codec):
             "channel": channel,
             "low": low.bfloat16(),
             "step": step.bfloat16(),
-            "code": pack(codes, self.bits),
+            "code": pack_row(codes, self.bits),
         }
 
     def _steps(self, span: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ class CST(Codec):
         require_scales(step, _MOST, "step")
         if not bool((low.abs() <= _MOST).all()):
             raise PacketError("field 'low' holds a number that is not finite or too large")
-        codes = unpack(fields["code"], n, self.bits)
+        codes = unpack_row(fields["code"], n, self.bits)
         x = empty(n, torch.float32, codes.device)
         for start, stop, width in pieces(n, self.channels, codes.device):
             rows = x[start:stop].view(-1, width)  # [t, C]
@@ -120,7 +120,7 @@ class CST(Codec):
 
 def check_channels(name: str, channels: object) -> None:
     """Refuse what is no number of channels."""
-    if not isinstance(channels, int) or isinstance(channels, bool) or channels < 1:
+    if not is_whole(channels, 1):
         raise ConfigError(
             f"{name} is to have {channels!r} channels",
             expected="a whole number of at least 1: how many numbers of the vector are one token",

@@ -29,9 +29,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from thinwire.codecs.base import Codec, Traits, require
-from thinwire.codecs.blocks import HUGE, SLACK, call
+from thinwire.codecs.base import Codec, Shapes, Traits, as_matrix, require
+from thinwire.codecs.blocks import HUGE, SLACK
+from thinwire.codecs.indices import read_numbers, write_numbers
 from thinwire.codecs.memory import empty
+from thinwire.codecs.options import call, changed, check_share, is_whole
+from thinwire.codecs.selection import largest_in_rows
 from thinwire.errors import ConfigError, PacketError
 from thinwire.packet import Fields, Layout
 
@@ -78,19 +81,14 @@ class DCT(Codec):
 
     share: float
     chunk: int = _CHUNK
-    shapes: tuple[tuple[int, ...], ...] = field(default=(), repr=False)
+    shapes: Shapes = field(default=(), repr=False)
 
     values = "value"
 
     def __post_init__(self) -> None:
-        number = isinstance(self.share, int | float) and not isinstance(self.share, bool)
-        if not (number and 0 < self.share <= 1):
-            raise ConfigError(
-                f"dct is to keep a share of {self.share!r}",
-                expected="a number in (0, 1]: the share of each chunk's coefficients sent",
-                mend="for 32 of 4096, as in the paper, write dct(1/128)",
-            )
-        if not isinstance(self.chunk, int) or isinstance(self.chunk, bool) or not 2 <= self.chunk <= _CHUNK:
+        mend = "for 32 of 4096, as in the paper, write dct(1/128)"
+        check_share("dct", self.share, of="each chunk's coefficients sent", mend=mend)
+        if not is_whole(self.chunk, 2, _CHUNK):
             raise ConfigError(
                 f"dct is to have chunks of side {self.chunk!r}",
                 expected=f"a whole number from 2 to {_CHUNK}",
@@ -99,13 +97,13 @@ class DCT(Codec):
 
     @property
     def spec(self) -> str:
-        return call("dct", share=float(self.share), **({} if self.chunk == _CHUNK else {"chunk": self.chunk}))
+        return call("dct", share=float(self.share), **changed(self))
 
     @property
     def traits(self) -> Traits:
         return Traits(reencodes=False, wants_feedback=True)
 
-    def fit(self, shapes: tuple[tuple[int, ...], ...]) -> DCT:
+    def fit(self, shapes: Shapes) -> DCT:
         """The codec for vectors of these parameters' elements; vectors of other lengths are cut as if without shape."""
         return replace(self, shapes=shapes)
 
@@ -127,19 +125,20 @@ class DCT(Codec):
             inner = _product(chunks, _basis(band.b, x.device).t())
             coefficients = _product(_basis(band.a, x.device), inner).mul_(unit.mul_(_DOWN)).float()
             rows = coefficients.view(-1, band.a * band.b)
-            largest = _largest(rows, band.k)  # [chunks, k]
+            largest = largest_in_rows(rows, band.k)  # [chunks, k]
             value[done : done + band.kept] = rows.gather(1, largest).view(-1)
             index[done : done + band.kept] = largest.view(-1)
             done += band.kept
-        return {"value": value, "index": _pack(index)}
+        return {"value": value, "index": write_numbers(index, _POSITION)}
 
     def decode(self, fields: Fields, n: int, key: int) -> Tensor:
         require(fields, self.layout(n))
-        value, index = fields["value"], _unpack(fields["index"], len(fields["value"]))
+        value = fields["value"]
+        index = read_numbers(fields["index"], len(value), _POSITION)
         x = empty(n, torch.float32, value.device)
         done = 0
         for band in self._bands(n):
-            places = index[done : done + band.kept].view(-1, band.k).long()
+            places = index[done : done + band.kept].view(-1, band.k)
             if not bool((places[:, 1:] > places[:, :-1]).all() & (places[:, -1] < band.a * band.b).all()):
                 raise PacketError(
                     "field 'index' is not a list of ascending positions in each chunk",
@@ -164,10 +163,9 @@ class DCT(Codec):
     def _bands(self, n: int) -> Iterator[_Band]:
         start = 0
         for shape in self.shapes if sum(map(math.prod, self.shapes)) == n else ((n,),):
-            size = math.prod(shape)
-            rows = shape[0] if len(shape) > 1 else 1
-            if min(rows, size // max(1, rows)) > 1:
-                yield from self._matrix(start, rows, size // rows)
+            size, (rows, cols) = math.prod(shape), as_matrix(shape)
+            if min(rows, cols) > 1:
+                yield from self._matrix(start, rows, cols)
             elif size:
                 yield from self._vector(start, size)
             start += size
@@ -239,32 +237,6 @@ def _table(size: int) -> Tensor:
         norm = math.sqrt((2 if i else 1) / size) * (1 << _BASIS)
         rows.append([round(norm * math.cos(math.pi * i * (2 * j + 1) / (2 * size))) for j in range(size)])
     return torch.tensor(rows, dtype=torch.float64)
-
-
-def _largest(rows: Tensor, k: int) -> Tensor:
-    """Positions of the k largest magnitudes of each row, ascending; of equal ones the lower. int64 [rows, k]"""
-    width = rows.shape[1]
-    backwards = torch.arange(width - 1, -1, -1, device=rows.device)
-    order = rows.abs().view(torch.int32).long().bitwise_left_shift_(_POSITION).bitwise_or_(backwards)
-    chosen = order.topk(k, dim=1, sorted=False).values.bitwise_and_((1 << _POSITION) - 1)
-    return chosen.neg_().add_(width - 1).sort(dim=1).values
-
-
-def _pack(index: Tensor) -> Tensor:
-    """Two positions in three bytes; an odd last one in two."""
-    even, odd = index[::2], index[1::2]
-    if len(index) % 2:
-        odd = torch.nn.functional.pad(odd, (0, 1))
-    parts = [even & 255, even >> 8 | (odd & 15) << 4, odd >> 4]
-    return torch.stack(parts, dim=1).to(torch.uint8).view(-1)[: -(-len(index) * _POSITION // 8)]
-
-
-def _unpack(packed: Tensor, count: int) -> Tensor:
-    """The inverse of `_pack`: int16 [count]."""
-    triples = torch.nn.functional.pad(packed, (0, -len(packed) % 3)).view(-1, 3).to(torch.int16)
-    even = triples[:, 0] | (triples[:, 1] & 15) << 8
-    odd = triples[:, 1] >> 4 | triples[:, 2] << 4
-    return torch.stack([even, odd], dim=1).view(-1)[:count]
 
 
 dct = DCT

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from thinwire.codecs.blocks import call
+from thinwire.codecs.options import call, changed, check_flag, check_share, is_number
 from thinwire.codecs.sketch import check_indices, check_table, sketched, touched, unsketch
 from thinwire.codecs.stages import Result, Stage, Staged, Stages, Tensors
 from thinwire.errors import ConfigError
@@ -53,26 +53,20 @@ class FetchSGD(Staged):
     masking: bool = True
 
     def __post_init__(self) -> None:
-        if not (_number(self.share) and 0 < self.share <= 1):
-            raise ConfigError(
-                f"fetchsgd is to send a share of {self.share!r}",
-                expected="a number in (0, 1]: the share of elements in each update",
-                mend="write fetchsgd(0.01, width=...), with ten cells a row or more for each element sent",
-            )
+        mend = "write fetchsgd(0.01, width=...), with ten cells a row or more for each element sent"
+        check_share("fetchsgd", self.share, of="elements in each update", mend=mend, verb="send")
         check_table("fetchsgd", self.width, self.rows)
-        if not (_number(self.momentum) and 0 <= self.momentum < 1):
+        if not (is_number(self.momentum) and 0 <= self.momentum < 1):
             raise ConfigError(
                 f"fetchsgd with a momentum of {self.momentum!r}",
                 expected="a number from 0 (none) to below 1",
                 mend="leave it out for 0.9",
             )
+        check_flag("fetchsgd", "with masking", self.masking)
 
     @property
     def spec(self) -> str:
-        options: dict[str, object] = {"share": float(self.share), "width": self.width}
-        options |= {} if self.rows == 5 else {"rows": self.rows}
-        options |= {} if self.momentum == 0.9 else {"momentum": self.momentum}
-        return call("fetchsgd", **options, **({} if self.masking else {"masking": False}))
+        return call("fetchsgd", share=float(self.share), width=self.width, **changed(self))
 
     @property
     def wants_feedback(self) -> bool:
@@ -96,10 +90,6 @@ class FetchSGD(Staged):
             if self.masking:
                 momentum.view(self.rows, self.width)[j][cells] = 0.0
         return Result(update, x, {"momentum": momentum, "error": error})
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 fetchsgd = FetchSGD

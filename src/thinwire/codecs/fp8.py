@@ -18,7 +18,7 @@ Avoid   where int8 does: at the same size that loses a tenth as much of gradient
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -27,7 +27,6 @@ from torch import Tensor
 from thinwire.codecs.base import Codec, Traits, require
 from thinwire.codecs.blocks import (
     HUGE,
-    call,
     check_options,
     contraction,
     divisor,
@@ -38,6 +37,7 @@ from thinwire.codecs.blocks import (
 )
 from thinwire.codecs.memory import Scratch, empty
 from thinwire.codecs.memory import fields as fresh
+from thinwire.codecs.options import altered, call, changed
 from thinwire.errors import ConfigError, PacketError
 from thinwire.packet import Fields, Layout
 
@@ -45,7 +45,6 @@ Format = Literal["e4m3", "e5m2"]
 
 #: Bits of mantissa, exponent of the smallest normal number, code of the largest finite one.
 _FORMATS: dict[str, tuple[int, int, int]] = {"e4m3": (3, -6, 0x7E), "e5m2": (2, -14, 0x7B)}
-_DEFAULT_BLOCK = 256
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class FP8(Codec):
     """
 
     format: Format = "e4m3"
-    block: int = _DEFAULT_BLOCK
+    block: int = 256
 
     def __post_init__(self) -> None:
         if self.format not in _FORMATS:
@@ -70,16 +69,11 @@ class FP8(Codec):
 
     def __call__(self, format: Format | None = None, *, block: int | None = None) -> FP8:
         """The same codec with other options: `fp8('e5m2')`."""
-        return replace(
-            self,
-            format=self.format if format is None else format,
-            block=self.block if block is None else block,
-        )
+        return altered(self, format=format, block=block)
 
     @property
     def spec(self) -> str:
-        options: dict[str, object] = {} if self.format == "e4m3" else {"format": self.format}
-        return call("fp8", **options, **({} if self.block == _DEFAULT_BLOCK else {"block": self.block}))
+        return call("fp8", **changed(self))
 
     @property
     def traits(self) -> Traits:

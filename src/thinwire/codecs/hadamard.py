@@ -26,16 +26,17 @@ Avoid   for sparse vectors, whose zeros become noise, at one bit without averagi
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from thinwire.codecs.base import Codec, Traits, require
-from thinwire.codecs.bits import pack, packed_bytes, unpack
-from thinwire.codecs.blocks import HUGE, SLACK, call, pieces, require_scales, sums
+from thinwire.codecs.blocks import HUGE, SLACK, pieces, require_scales, sums
 from thinwire.codecs.memory import Scratch, empty, fields
+from thinwire.codecs.options import altered, call, changed, is_whole
+from thinwire.codecs.planar import pack, packed_bytes, unpack
 from thinwire.codecs.rotation import (
     DEFAULT_BLOCK,
     check_rotation,
@@ -43,7 +44,6 @@ from thinwire.codecs.rotation import (
     parts,
     rotate,
     rotate_back,
-    rotation_options,
 )
 from thinwire.errors import ConfigError
 from thinwire.packet import Fields, Layout
@@ -79,7 +79,7 @@ class Hadamard(Codec):
     rounds: int = 1
 
     def __post_init__(self) -> None:
-        if not isinstance(self.bits, int) or isinstance(self.bits, bool) or self.bits not in CENTROIDS:
+        if not is_whole(self.bits, 1, len(CENTROIDS)):
             raise ConfigError(
                 f"hadamard is to write {self.bits!r} bits an element",
                 expected="1, 2, 3 or 4",
@@ -98,14 +98,11 @@ class Hadamard(Codec):
         rounds: int | None = None,
     ) -> Hadamard:  # fmt: skip
         """The same codec with other options: `hadamard(2)`."""
-        told = {"bits": bits, "block": block, "scale": scale, "rounds": rounds}
-        return replace(self, **{name: value for name, value in told.items() if value is not None})  # type: ignore[arg-type]
+        return altered(self, bits=bits, block=block, scale=scale, rounds=rounds)
 
     @property
     def spec(self) -> str:
-        options: dict[str, object] = {"bits": self.bits, **rotation_options(self.block, 1)}
-        options |= {} if self.scale == "unbiased" else {"scale": self.scale}
-        return call("hadamard", **options, **rotation_options(DEFAULT_BLOCK, self.rounds))
+        return call("hadamard", bits=self.bits, **changed(self, "block", "scale", "rounds"))
 
     @property
     def traits(self) -> Traits:

@@ -90,6 +90,19 @@ def read(how: Index, field: Tensor, k: int, n: int) -> Tensor:
     return positions.to(field.device)
 
 
+def write_numbers(numbers: Tensor, width: int) -> Tensor:
+    """Numbers of any kind below 2^width, as `packed` writes positions: uint8 [ceil(k width / 8)], on their device."""
+    return torch.from_numpy(_pack(numbers.cpu().numpy(), width)).to(numbers.device)
+
+
+def read_numbers(field: Tensor, k: int, width: int) -> Tensor:
+    """The inverse, of a field of the length that k numbers take: int64 [k].
+
+    raises  PacketError unless `write_numbers` gives these bytes for k numbers
+    """
+    return torch.from_numpy(_unpack(field.cpu().numpy(), k, width)).to(field.device)
+
+
 def _checked(positions: Tensor, n: int) -> Tensor:
     if len(positions) and not bool((positions[0] >= 0) & (positions[-1] < n) & (positions[1:] > positions[:-1]).all()):
         raise PacketError(

@@ -32,19 +32,17 @@ Avoid   on vectors with a few large entries in every block: they take the whole 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from thinwire.codecs.base import Codec, Traits, require
-from thinwire.codecs.bits import pack, packed_bytes, row_multiple, unpack
 from thinwire.codecs.blocks import (
     HUGE,
     TINY,
     Rounding,
-    call,
     check_options,
     contraction,
     dither,
@@ -57,6 +55,8 @@ from thinwire.codecs.blocks import (
 )
 from thinwire.codecs.memory import Scratch, empty
 from thinwire.codecs.memory import fields as fresh
+from thinwire.codecs.options import altered, call, changed
+from thinwire.codecs.planar import pack, packed_bytes, row_multiple, unpack
 from thinwire.errors import ConfigError, PacketError
 from thinwire.packet import Fields, Layout
 
@@ -96,12 +96,7 @@ class Integer(Codec):
         self, block: int | None = None, *, rounding: Rounding | None = None, grid: Grid | None = None
     ) -> Integer:
         """The same codec with other options: `int8(block=64)`."""
-        return replace(
-            self,
-            block=self.block if block is None else block,
-            rounding=self.rounding if rounding is None else rounding,
-            grid=self.grid if grid is None else grid,
-        )
+        return altered(self, block=block, rounding=rounding, grid=grid)
 
     @property
     def _name(self) -> str:
@@ -109,9 +104,8 @@ class Integer(Codec):
 
     @property
     def spec(self) -> str:
-        default = Integer(self.bits, _DEFAULT_BLOCK[self.bits])
-        options = {name: getattr(self, name) for name in ("block", "rounding", "grid")}
-        return call(self._name, **{name: o for name, o in options.items() if o != getattr(default, name)})
+        block = {} if self.block == _DEFAULT_BLOCK[self.bits] else {"block": self.block}
+        return call(self._name, **block, **changed(self))
 
     @property
     def traits(self) -> Traits:

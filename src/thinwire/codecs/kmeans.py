@@ -20,7 +20,7 @@ Avoid   for whole vectors where the link is quick, since it sorts them: int4 is 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -28,12 +28,12 @@ import torch
 from torch import Tensor
 
 from thinwire.codecs.base import Codec, Traits, require
-from thinwire.codecs.blocks import call, pieces
-from thinwire.codecs.codes import bits_for, pack, packed_bytes, unpack
+from thinwire.codecs.blocks import pieces
+from thinwire.codecs.options import altered, call, changed, is_whole
+from thinwire.codecs.planar import bits_for, pack_row, row_bytes, unpack_row
 from thinwire.errors import ConfigError, PacketError
 from thinwire.packet import Fields, Layout
 
-_DEFAULT_K = 16
 _PASSES = 20  # after 10 they are within a few per cent of where they end
 
 _Floats = npt.NDArray[np.float64]
@@ -46,10 +46,10 @@ class KMeans(Codec):
     k  centroids, from 2 to 256
     """
 
-    k: int = _DEFAULT_K
+    k: int = 16
 
     def __post_init__(self) -> None:
-        if not isinstance(self.k, int) or isinstance(self.k, bool) or not 2 <= self.k <= 256:
+        if not is_whole(self.k, 2, 256):
             raise ConfigError(
                 f"kmeans is to fit {self.k!r} centroids",
                 expected="a whole number from 2 to 256",
@@ -58,11 +58,11 @@ class KMeans(Codec):
 
     def __call__(self, k: int | None = None) -> KMeans:
         """The same codec with another number of centroids: `kmeans(4)`."""
-        return replace(self, k=self.k if k is None else k)
+        return altered(self, k=k)
 
     @property
     def spec(self) -> str:
-        return call("kmeans", **({} if self.k == _DEFAULT_K else {"k": self.k}))
+        return call("kmeans", **changed(self))
 
     @property
     def traits(self) -> Traits:
@@ -75,7 +75,7 @@ class KMeans(Codec):
     def layout(self, n: int) -> Layout:
         return {
             "centroid": (torch.float32, min(self.k, n)),
-            "code": (torch.uint8, packed_bytes(n, self._bits)),
+            "code": (torch.uint8, row_bytes(n, self._bits)),
         }
 
     def encode(self, x: Tensor, key: int) -> Fields:
@@ -86,11 +86,11 @@ class KMeans(Codec):
         codes = torch.empty(len(x), dtype=torch.uint8, device=x.device)
         for start, stop, _ in pieces(len(x), 2, x.device):
             codes[start:stop] = torch.bucketize(x[start:stop].contiguous(), limits, out_int32=True)
-        return {"centroid": torch.from_numpy(centroid).to(x.device), "code": pack(codes, self._bits)}
+        return {"centroid": torch.from_numpy(centroid).to(x.device), "code": pack_row(codes, self._bits)}
 
     def decode(self, fields: Fields, n: int, key: int) -> Tensor:
         require(fields, self.layout(n))
-        centroid, codes = fields["centroid"], unpack(fields["code"], n, self._bits)
+        centroid, codes = fields["centroid"], unpack_row(fields["code"], n, self._bits)
         if not bool(centroid.isfinite().all()):
             raise PacketError("field 'centroid' holds a number that is not finite")
         if n and int(codes.max()) >= len(centroid):

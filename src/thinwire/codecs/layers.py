@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from thinwire.codecs.base import Codec, Shapes, Traits, require
+from thinwire.codecs.options import call, changed, is_whole
 from thinwire.codecs.precision import fp32
 from thinwire.errors import ConfigError, PacketError
 from thinwire.packet import Fields, Layout
@@ -57,7 +58,7 @@ class Layers(Codec):
                 expected="a codec for all layers, or one for each",
                 mend="write layers(topk(1/64)); error feedback goes around: feedback(layers(topk(1/64)))",
             )
-        if not isinstance(self.small, int) or isinstance(self.small, bool) or self.small < 0:
+        if not is_whole(self.small, 0):
             raise ConfigError(
                 f"layers are to be small below {self.small!r} elements",
                 expected="a whole number of at least 0",
@@ -66,8 +67,7 @@ class Layers(Codec):
 
     @property
     def spec(self) -> str:
-        small = "" if self.small == _SMALL else f", small={self.small}"
-        return self.label or f"layers({', '.join(codec.spec for codec in self.codecs)}{small})"
+        return self.label or call("layers", *(codec.spec for codec in self.codecs), **changed(self, "small"))
 
     @property
     def traits(self) -> Traits:

@@ -21,18 +21,16 @@ Avoid   for pseudo-gradients and other nearly Gaussian vectors: int4 loses less 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from thinwire.codecs.base import Codec, Traits, require
-from thinwire.codecs.bits import pack, packed_bytes, row_multiple, unpack
 from thinwire.codecs.blocks import (
     HUGE,
     TINY,
     Rounding,
-    call,
     carry,
     check_options,
     contraction,
@@ -45,10 +43,10 @@ from thinwire.codecs.blocks import (
 )
 from thinwire.codecs.memory import Scratch, empty
 from thinwire.codecs.memory import fields as fresh
+from thinwire.codecs.options import altered, call, changed
+from thinwire.codecs.planar import pack, packed_bytes, row_multiple, unpack
 from thinwire.errors import ConfigError, PacketError
 from thinwire.packet import Fields, Layout
-
-_DEFAULT_BLOCK = 256
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ class Log(Codec):
     """
 
     exponent_bits: int
-    block: int = _DEFAULT_BLOCK
+    block: int = 256
     rounding: Rounding = "nearest"
 
     def __post_init__(self) -> None:
@@ -72,11 +70,7 @@ class Log(Codec):
 
     def __call__(self, block: int | None = None, *, rounding: Rounding | None = None) -> Log:
         """The same codec with other options: `e3m0(block=64)`."""
-        return replace(
-            self,
-            block=self.block if block is None else block,
-            rounding=self.rounding if rounding is None else rounding,
-        )
+        return altered(self, block=block, rounding=rounding)
 
     @property
     def _name(self) -> str:
@@ -84,8 +78,7 @@ class Log(Codec):
 
     @property
     def spec(self) -> str:
-        options: dict[str, object] = {} if self.block == _DEFAULT_BLOCK else {"block": self.block}
-        return call(self._name, **options, **({} if self.rounding == "nearest" else {"rounding": self.rounding}))
+        return call(self._name, **changed(self))
 
     @property
     def traits(self) -> Traits:

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from thinwire.codecs.base import Codec, Traits, require
-from thinwire.codecs.bits import pack, packed_bytes, unpack
 from thinwire.codecs.blocks import HUGE, carry, dither, pieces
 from thinwire.codecs.memory import Scratch, empty
 from thinwire.codecs.memory import fields as fresh
+from thinwire.codecs.planar import pack, packed_bytes, unpack
 from thinwire.packet import Fields, Layout
 
 _ROW = 1024  # signs are packed in rows of so many

@@ -31,8 +31,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from thinwire.codecs.base import Codec, Shapes
-from thinwire.codecs.blocks import call, sums
+from thinwire.codecs.base import Codec, Shapes, as_matrix
+from thinwire.codecs.blocks import sums
+from thinwire.codecs.options import call, changed, check_flag, is_whole
 from thinwire.codecs.precision import fp32
 from thinwire.codecs.stages import Result, Stage, Staged, Stages, Tensors
 from thinwire.errors import ConfigError
@@ -81,12 +82,13 @@ class PowerSGD(Staged):
     ranks: tuple[int, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.rank, int) or isinstance(self.rank, bool) or self.rank < 1:
+        if not is_whole(self.rank, 1):
             raise ConfigError(
                 f"powersgd of rank {self.rank!r}",
                 expected="a whole number of at least 1",
                 mend="leave it out for 2; 1 to 4 are usual, up to 32 for language models",
             )
+        check_flag("powersgd", "with warm", self.warm)
         if not isinstance(self.factors, Codec) or self.factors.traits.wants_feedback:
             told = self.factors.spec if isinstance(self.factors, Codec) else repr(self.factors)
             raise ConfigError(
@@ -97,8 +99,7 @@ class PowerSGD(Staged):
 
     @property
     def spec(self) -> str:
-        told: dict[str, object] = {"rank": self.rank} if self.warm else {"rank": self.rank, "warm": False}
-        text = call("powersgd", **told)
+        text = call("powersgd", rank=self.rank, **changed(self, "warm"))
         return text if self.factors == fp32 else f"{text[:-1]}, factors={self.factors.spec})"
 
     @property
@@ -159,7 +160,7 @@ class PowerSGD(Staged):
         ranks = self.ranks or (self.rank,) * len(sizes)
         starts = itertools.accumulate(sizes, initial=0)
         for shape, size, rank, start in zip(self.shapes, sizes, ranks, starts, strict=False):
-            rows, cols = _matrix(shape)
+            rows, cols = as_matrix(shape)
             if rows > 1 and (rows + cols) * rank * _WORTH <= size:
                 found.setdefault((rows, cols, rank), []).append(start)
         return [_Group(rows, cols, rank, tuple(starts)) for (rows, cols, rank), starts in found.items()]
@@ -169,19 +170,13 @@ class PowerSGD(Staged):
 
         piece  float32, the parameter's elements; what it loses is what its singular values beyond the rank hold
         """
-        rows, cols = _matrix(shape)
+        rows, cols = as_matrix(shape)
         if rows <= 1 or (rows + cols) * self.rank * _WORTH > piece.numel():
             return 0.0, _bytes(self.factors, piece.numel())
         matrix = piece.view(rows, cols).double()
         squares = torch.linalg.eigvalsh(matrix @ matrix.t() if rows <= cols else matrix.t() @ matrix)  # ascending
         lost = squares[: max(0, len(squares) - self.rank)].clamp(min=0).sum()
         return float(lost.sqrt()), _bytes(self.factors, (rows + cols) * self.rank)
-
-
-def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Rows and columns of a parameter seen as a matrix; a vector has one row."""
-    rows = shape[0] if len(shape) > 1 else 1
-    return rows, math.prod(shape) // max(1, rows)
 
 
 def _bytes(codec: Codec, n: int) -> int:

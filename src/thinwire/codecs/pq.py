@@ -31,8 +31,9 @@ import torch
 from torch import Tensor
 
 from thinwire.codecs.base import Codec, Traits, require
-from thinwire.codecs.blocks import HUGE, TINY, call, num_blocks, require_scales
-from thinwire.codecs.codes import bits_for, pack, packed_bytes, unpack
+from thinwire.codecs.blocks import HUGE, TINY, num_blocks, require_scales
+from thinwire.codecs.options import call, changed, is_whole
+from thinwire.codecs.planar import bits_for, pack_row, row_bytes, unpack_row
 from thinwire.errors import ConfigError, PacketError
 from thinwire.packet import Fields, Layout
 from thinwire.randomness import mix, random_bytes
@@ -64,7 +65,7 @@ class PQ(Codec):
     def __post_init__(self) -> None:
         for option, least, most in (("length", 1, 64), ("size", 2, 256), ("stages", 1, 8), ("block", 1, 1 << 20)):
             value = getattr(self, option)
-            if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+            if not is_whole(value, least, most):
                 raise ConfigError(
                     f"pq is to have {option}={value!r}",
                     expected=f"a whole number from {least} to {most}",
@@ -80,7 +81,7 @@ class PQ(Codec):
 
     @property
     def spec(self) -> str:
-        told: dict[str, object] = {o: getattr(self, o) for o, d in _DEFAULTS.items() if getattr(self, o) != d}
+        told = changed(self)
         if self.codebook:
             # Members that hold other bytes are told apart by it in the handshake.
             told["codebook"] = hashlib.blake2b(self.codebook, digest_size=8).hexdigest()
@@ -98,7 +99,7 @@ class PQ(Codec):
         codes = num_blocks(n, self.length) * self.stages
         return {
             "scale": (torch.float32, num_blocks(n, self.block)),
-            "code": (torch.uint8, packed_bytes(codes, self._bits)),
+            "code": (torch.uint8, row_bytes(codes, self._bits)),
         }
 
     def encode(self, x: Tensor, key: int) -> Fields:
@@ -117,13 +118,13 @@ class PQ(Codec):
         kept = codes[:, : num_blocks(len(x), self.length)]
         return {
             "scale": scale.clamp_(max=HUGE).masked_fill_(scale < TINY, 0.0),
-            "code": pack(kept.reshape(-1), self._bits),
+            "code": pack_row(kept.reshape(-1), self._bits),
         }
 
     def decode(self, fields: Fields, n: int, key: int) -> Tensor:
         require(fields, self.layout(n))
         require_scales(fields["scale"], HUGE, "scale")
-        codes = unpack(fields["code"], num_blocks(n, self.length) * self.stages, self._bits)
+        codes = unpack_row(fields["code"], num_blocks(n, self.length) * self.stages, self._bits)
         if len(codes) and int(codes.max()) >= self.size:
             raise PacketError(f"field 'code' names entry {int(codes.max())} of {self.size}")
         entries = _sum(codes.view(self.stages, -1), _books(self).to(codes.device)).view(-1)[:n]

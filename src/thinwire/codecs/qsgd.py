@@ -21,7 +21,7 @@ Avoid   with norm='l2' and large blocks at few levels: the noise exceeds the vec
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -29,10 +29,8 @@ from torch import Tensor
 
 from thinwire.codecs import elias
 from thinwire.codecs.base import Codec, Traits, require
-from thinwire.codecs.bits import pack, packed_bytes, row_multiple, unpack
 from thinwire.codecs.blocks import (
     HUGE,
-    call,
     check_options,
     dither,
     divisor,
@@ -44,13 +42,13 @@ from thinwire.codecs.blocks import (
     unit,
 )
 from thinwire.codecs.memory import Scratch, empty
+from thinwire.codecs.options import altered, call, changed, is_whole
+from thinwire.codecs.planar import pack, packed_bytes, row_multiple, unpack
 from thinwire.errors import ConfigError, PacketError
 from thinwire.packet import Fields, Layout
 
 Norm = Literal["l2", "max"]
 Code = Literal["fixed", "elias"]
-
-_DEFAULTS: dict[str, object] = {"levels": 7, "block": 512, "norm": "l2", "code": "fixed"}
 
 
 @dataclass(frozen=True)
@@ -69,8 +67,7 @@ class QSGD(Codec):
     code: Code = "fixed"
 
     def __post_init__(self) -> None:
-        whole = isinstance(self.levels, int) and not isinstance(self.levels, bool)
-        if not (whole and 1 <= self.levels <= 127):
+        if not is_whole(self.levels, 1, 127):
             raise ConfigError(
                 f"qsgd is to have {self.levels!r} levels",
                 expected="a whole number from 1 to 127",
@@ -99,18 +96,11 @@ class QSGD(Codec):
         code: Code | None = None,
     ) -> QSGD:
         """The same codec with other options: `qsgd(1, code='elias')`."""
-        return replace(
-            self,
-            levels=self.levels if levels is None else levels,
-            block=self.block if block is None else block,
-            norm=self.norm if norm is None else norm,
-            code=self.code if code is None else code,
-        )
+        return altered(self, levels=levels, block=block, norm=norm, code=code)
 
     @property
     def spec(self) -> str:
-        options = {name: getattr(self, name) for name in _DEFAULTS}
-        return call("qsgd", **{name: value for name, value in options.items() if value != _DEFAULTS[name]})
+        return call("qsgd", **changed(self))
 
     @property
     def traits(self) -> Traits:

@@ -32,6 +32,7 @@ from torch import Tensor
 from thinwire.codecs.base import Codec, Traits, require
 from thinwire.codecs.blocks import HUGE, pieces
 from thinwire.codecs.memory import zeros
+from thinwire.codecs.options import call, changed, check_share
 from thinwire.errors import ConfigError
 from thinwire.packet import Fields, Layout
 from thinwire.randomness import mix, random_bytes
@@ -54,13 +55,8 @@ class RandK(Codec):
     values = "value"
 
     def __post_init__(self) -> None:
-        number = isinstance(self.share, int | float) and not isinstance(self.share, bool)
-        if not (number and 0 < self.share <= 1):
-            raise ConfigError(
-                f"randk is to keep a share of {self.share!r}",
-                expected="a number in (0, 1]: the share of entries sent",
-                mend="for 1.5 % write randk(0.015); `thinwire codecs randk` shows its options",
-            )
+        mend = "for 1.5 % write randk(0.015); `thinwire codecs randk` shows its options"
+        check_share("randk", self.share, of="entries sent", mend=mend)
         if not isinstance(self.scaled, bool):
             raise ConfigError(
                 f"randk(scaled={self.scaled!r})",
@@ -70,7 +66,7 @@ class RandK(Codec):
 
     @property
     def spec(self) -> str:
-        return f"randk({float(self.share)!r}{', scaled=True' if self.scaled else ''})"
+        return call("randk", repr(float(self.share)), **changed(self))
 
     @property
     def traits(self) -> Traits:

@@ -19,8 +19,8 @@ Avoid   where the link is quicker than about 200 Mbit/s: a core decodes no faste
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,9 +28,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from thinwire.codecs.base import Codec, Shapes, Traits, require
-from thinwire.codecs.blocks import call
-from thinwire.codecs.lossless import Bytes, check_left, from_planes, planes
+from thinwire.codecs.base import Codec, require
+from thinwire.codecs.lossless import Bytes, Lossless, check_left, from_planes, planes
+from thinwire.codecs.options import altered, call, changed, is_whole
 from thinwire.codecs.precision import fp32
 from thinwire.errors import ConfigError, PacketError
 from thinwire.packet import Fields, Layout
@@ -46,7 +46,7 @@ _Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Rans(Codec):
+class Rans(Lossless):
     """The bytes of `inner`'s fields, each as tables and one stream.
 
     inner    the codec before it
@@ -57,10 +57,8 @@ class Rans(Codec):
     inner: Codec = fp32
     segment: int = 0
 
-    squeezes = True
-
     def __post_init__(self) -> None:
-        if not isinstance(self.segment, int) or isinstance(self.segment, bool) or self.segment < 0:
+        if not is_whole(self.segment, 0):
             raise ConfigError(
                 f"rans is to have segments of {self.segment!r}",
                 expected="a whole number of elements that share a table of frequencies, 0 for all of a field",
@@ -70,19 +68,11 @@ class Rans(Codec):
 
     def __call__(self, segment: int | None = None) -> Rans:
         """The same codec with other segments: `rans(segment=65536)`."""
-        return replace(self, segment=self.segment if segment is None else segment)
+        return altered(self, segment=segment)
 
     @property
     def spec(self) -> str:
-        return f"{self.inner.spec} | {call('rans', **({'segment': self.segment} if self.segment else {}))}"
-
-    @property
-    def traits(self) -> Traits:
-        return replace(self.inner.traits, linear=False, summable=False, fixed_size=False)
-
-    def after(self, first: Codec) -> Codec:
-        """The chain `first | self`: around everything that `first` writes."""
-        return replace(self, inner=first if self.inner == fp32 else first | self.inner)
+        return f"{self.inner.spec} | {call('rans', **changed(self, 'segment'))}"
 
     def layout(self, n: int) -> Layout:
         return {name: (torch.uint8, self._bound(*due)) for name, due in self.inner.layout(n).items()}
@@ -100,34 +90,6 @@ class Rans(Codec):
 
     def encode(self, x: Tensor, key: int) -> Fields:
         return {name: self._squeeze(field) for name, field in self.inner.encode(x, key).items()}
-
-    def decode(self, fields: Fields, n: int, key: int) -> Tensor:
-        require(fields, self.layout(n), exact=False)
-        due = self.inner.layout(n)
-        return self.inner.decode({name: self._unfold(name, fields[name], *due[name]) for name in due}, n, key)
-
-    def fit(self, shapes: Shapes) -> Codec:
-        return replace(self, inner=self.inner.fit(shapes))
-
-    @property
-    def leads(self) -> tuple[Codec, ...]:
-        return self.inner.leads
-
-    def lead(self, change: Callable[[Codec], Codec]) -> Codec:
-        return replace(self, inner=self.inner.lead(change))
-
-    @property
-    def selection(self) -> Codec:
-        return self.inner.selection
-
-    def part(self, begin: int, end: int) -> Codec:
-        return replace(self, inner=self.inner.part(begin, end))
-
-    def contraction(self, n: int) -> float | None:
-        return self.inner.contraction(n)
-
-    def variance(self, n: int) -> float | None:
-        return self.inner.variance(n)
 
     def _runs(self, count: int) -> Iterator[slice]:
         step = self.segment or count
@@ -157,7 +119,7 @@ class Rans(Codec):
         words = np.asarray(coder.get_compressed(), dtype=_WORD)
         return b"".join([*heads, words.tobytes()])
 
-    def _unfold(self, name: str, data: Tensor, dtype: torch.dtype, most: int) -> Tensor:
+    def unfold(self, name: str, data: Tensor, dtype: torch.dtype, most: int) -> Tensor:
         """The field of `most` elements, or at most so many; nothing is allocated that was not due."""
         reader = _Reader(name, data.cpu().numpy().tobytes())
         count = most

@@ -21,14 +21,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from thinwire.codecs.base import Codec, Traits, require
-from thinwire.codecs.blocks import HUGE, SLACK, call, pieces
+from thinwire.codecs.blocks import HUGE, SLACK, pieces
 from thinwire.codecs.memory import Scratch, empty
+from thinwire.codecs.options import altered, call, changed, is_whole
 from thinwire.errors import ConfigError
 from thinwire.packet import Fields, Layout
 from thinwire.randomness import mix, random_bytes
@@ -54,13 +55,11 @@ class Rotation(Codec):
 
     def __call__(self, block: int | None = None, *, rounds: int | None = None) -> Rotation:
         """The same codec with other options: `rotation(block=1024)`."""
-        return replace(
-            self, block=self.block if block is None else block, rounds=self.rounds if rounds is None else rounds
-        )
+        return altered(self, block=block, rounds=rounds)
 
     @property
     def spec(self) -> str:
-        return call("rotation", **rotation_options(self.block, self.rounds))
+        return call("rotation", **changed(self))
 
     @property
     def traits(self) -> Traits:
@@ -93,7 +92,7 @@ class Rotation(Codec):
 
 def check_rotation(name: str, block: object, rounds: object) -> None:
     """Refuse options that nothing can be rotated with."""
-    if not isinstance(block, int) or isinstance(block, bool) or block not in [1 << j for j in range(6, 21)]:
+    if not is_whole(block, 1 << 6, 1 << 20) or block & (block - 1):
         raise ConfigError(
             f"{name} is to have blocks of {block!r}",
             expected="a power of two from 64 to 1048576: the elements that are rotated together",
@@ -105,12 +104,6 @@ def check_rotation(name: str, block: object, rounds: object) -> None:
             expected="rounds=1 or rounds=2",
             mend="leave it out for 1; two are for heavy tails at 1 bit",
         )
-
-
-def rotation_options(block: int, rounds: int) -> dict[str, object]:
-    """What an expression tells of them."""
-    told: dict[str, object] = {} if block == DEFAULT_BLOCK else {"block": block}
-    return told if rounds == 1 else {**told, "rounds": rounds}
 
 
 def rotate(x: Tensor, block: int, rounds: int, key: int, scratch: Scratch) -> Iterator[tuple[int, int, Tensor]]:

@@ -31,9 +31,10 @@ import torch
 from torch import Tensor
 
 from thinwire.codecs import indices
-from thinwire.codecs.base import Codec, Traits, require
+from thinwire.codecs.base import Codec, Shapes, Traits, as_matrix, require
 from thinwire.codecs.blocks import HUGE
 from thinwire.codecs.memory import zeros
+from thinwire.codecs.options import call, changed, check_share, is_whole
 from thinwire.errors import ConfigError, PacketError
 from thinwire.packet import Fields, Layout
 from thinwire.randomness import mix
@@ -69,19 +70,14 @@ class Rows(Codec):
     _: KW_ONLY
     width: int = _DEFAULT_WIDTH
     sampled: bool = False
-    shapes: tuple[tuple[int, ...], ...] = field(default=(), repr=False)
+    shapes: Shapes = field(default=(), repr=False)
 
     values = "value"  # sampled: of scaled rows; what follows is then unbiased after unbiased, and omegas add up as ever
 
     def __post_init__(self) -> None:
-        number = isinstance(self.share, int | float) and not isinstance(self.share, bool)
-        if not (number and 0 < self.share <= 1):
-            raise ConfigError(
-                f"rows is to keep a share of {self.share!r}",
-                expected="a number in (0, 1]: the share of each matrix's rows sent",
-                mend="for an eighth write rows(1/8); `thinwire codecs rows` shows its options",
-            )
-        if not isinstance(self.width, int) or isinstance(self.width, bool) or self.width < 1:
+        mend = "for an eighth write rows(1/8); `thinwire codecs rows` shows its options"
+        check_share("rows", self.share, of="each matrix's rows sent", mend=mend)
+        if not is_whole(self.width, 1):
             raise ConfigError(
                 f"rows is to have {self.width!r} elements in a row",
                 expected="a whole number, at least 1",
@@ -96,14 +92,13 @@ class Rows(Codec):
 
     @property
     def spec(self) -> str:
-        width = "" if self.width == _DEFAULT_WIDTH else f", width={self.width}"
-        return f"rows({float(self.share)!r}{width}{', sampled=True' if self.sampled else ''})"
+        return call("rows", repr(float(self.share)), **changed(self))
 
     @property
     def traits(self) -> Traits:
         return Traits(unbiased=self.sampled, reencodes=False, wants_feedback=not self.sampled)
 
-    def fit(self, shapes: tuple[tuple[int, ...], ...]) -> Rows:
+    def fit(self, shapes: Shapes) -> Rows:
         """The same codec for a vector of the elements of these parameters, in order."""
         return replace(self, shapes=tuple(map(tuple, shapes)))
 
@@ -167,11 +162,10 @@ class Rows(Codec):
             shapes = ((n // self.width, self.width), (n % self.width,))
         matrices, begin = [], 0
         for shape in shapes:
-            size = math.prod(shape)
-            rows = shape[0] if len(shape) > 1 else 1
-            if size:
-                matrices.append(_Matrix(begin, rows, size // rows, math.ceil(self.share * rows)))
-            begin += size
+            rows, width = as_matrix(shape)
+            if width and rows:
+                matrices.append(_Matrix(begin, rows, width, math.ceil(self.share * rows)))
+            begin += rows * width
         return matrices
 
 

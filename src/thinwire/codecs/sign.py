@@ -18,23 +18,22 @@ Avoid   without error feedback, and for embeddings and other sparse gradients: n
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from thinwire.codecs.base import Codec, Traits, require
-from thinwire.codecs.bits import pack, packed_bytes, unpack
-from thinwire.codecs.blocks import HUGE, call, check_options, num_blocks, pieces, require_scales, sums
+from thinwire.codecs.blocks import HUGE, check_options, num_blocks, pieces, require_scales, sums
 from thinwire.codecs.memory import Scratch, empty
 from thinwire.codecs.memory import fields as fresh
+from thinwire.codecs.options import altered, call, changed
+from thinwire.codecs.planar import pack, packed_bytes, unpack
 from thinwire.errors import ConfigError, PacketError
 from thinwire.packet import Fields, Layout
 
 Scale = Literal["mean", "two-means"]
-
-_DEFAULT_BLOCK = 1024
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Sign(Codec):
     scale  "mean", one magnitude for both signs, or "two-means", one for each
     """
 
-    block: int = _DEFAULT_BLOCK
+    block: int = 1024
     scale: Scale = "mean"
 
     def __post_init__(self) -> None:
@@ -59,12 +58,11 @@ class Sign(Codec):
 
     def __call__(self, block: int | None = None, *, scale: Scale | None = None) -> Sign:
         """The same codec with other options: `sign(block=4096)`."""
-        return replace(self, block=self.block if block is None else block, scale=self.scale if scale is None else scale)
+        return altered(self, block=block, scale=scale)
 
     @property
     def spec(self) -> str:
-        options: dict[str, object] = {} if self.block == _DEFAULT_BLOCK else {"block": self.block}
-        return call("sign", **options, **({} if self.scale == "mean" else {"scale": self.scale}))
+        return call("sign", **changed(self))
 
     @property
     def traits(self) -> Traits:

@@ -24,14 +24,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeGuard
 
 import torch
 from torch import Tensor
 
 from thinwire.codecs.base import Codec, Traits, require
-from thinwire.codecs.blocks import HUGE, call
-from thinwire.codecs.topk import largest
+from thinwire.codecs.blocks import HUGE
+from thinwire.codecs.options import call, changed, is_whole
+from thinwire.codecs.selection import largest
 from thinwire.errors import ConfigError
 from thinwire.packet import Fields, Layout
 from thinwire.randomness import mix
@@ -55,7 +55,7 @@ class Sketch(Codec):
 
     def __post_init__(self) -> None:
         check_table("sketch", self.width, self.rows)
-        if self.keep is not None and not _count(self.keep):
+        if self.keep is not None and not is_whole(self.keep, 1):
             raise ConfigError(
                 f"sketch is to keep {self.keep!r} estimates",
                 expected="a whole number of at least 1",
@@ -64,8 +64,7 @@ class Sketch(Codec):
 
     @property
     def spec(self) -> str:
-        told = {} if self.rows == 5 else {"rows": self.rows}
-        return call("sketch", width=self.width, **told, **({} if self.keep is None else {"keep": self.keep}))
+        return call("sketch", width=self.width, **changed(self))
 
     @property
     def traits(self) -> Traits:
@@ -90,23 +89,18 @@ class Sketch(Codec):
 
 def check_table(name: str, width: object, rows: object) -> None:
     """Refuse tables that cannot be."""
-    if not (_count(width) and width < 1 << 31):
+    if not is_whole(width, 1, (1 << 31) - 1):
         raise ConfigError(
             f"{name} is to have rows of {width!r} cells",
             expected="a whole number of at least 1",
             mend=f"write {name}(width=50000), say: ten cells a row or more for each element that is to be found",
         )
-    if not (_count(rows) and rows % 2):
+    if not (is_whole(rows, 1) and rows % 2):
         raise ConfigError(
             f"{name} is to have {rows!r} rows",
             expected="an odd number, so that one of the estimates is in the middle",
             mend="leave it out for 5",
         )
-
-
-def _count(value: object) -> TypeGuard[int]:
-    """Whether it is a whole number of at least 1."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def check_indices(name: str, n: int) -> None:

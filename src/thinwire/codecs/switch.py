@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from thinwire.codecs.base import Codec, Shapes
+from thinwire.codecs.options import call, changed, is_whole
 from thinwire.codecs.stages import Result, Stage, Staged, Stages, Tensors, is_contractive, wants_feedback
 from thinwire.codecs.topk import TopK, warmup_shares
 from thinwire.errors import ConfigError
@@ -100,7 +101,7 @@ class Warmup(Staged):
 
     def __post_init__(self) -> None:
         _check_rounds("warmup", self.rounds)
-        if not isinstance(self.stages, int) or isinstance(self.stages, bool) or not 1 <= self.stages <= self.rounds:
+        if not is_whole(self.stages, 1, self.rounds):
             raise ConfigError(
                 f"a warmup of {self.stages!r} stages in {self.rounds} rounds",
                 expected="a whole number, at least 1 and at most as many as there are rounds",
@@ -115,8 +116,7 @@ class Warmup(Staged):
 
     @property
     def spec(self) -> str:
-        stages = "" if self.stages == 5 else f", stages={self.stages}"
-        return f"warmup({self.codec.spec}, rounds={self.rounds}{stages})"
+        return call("warmup", self.codec.spec, rounds=self.rounds, **changed(self))
 
     @property
     def wants_feedback(self) -> bool:
@@ -165,7 +165,7 @@ def _counted(done: int, inner: Tensors | None = None) -> Tensors:
 
 
 def _check_rounds(name: str, rounds: object) -> None:
-    if not isinstance(rounds, int) or isinstance(rounds, bool) or rounds < 1:
+    if not is_whole(rounds, 1):
         raise ConfigError(
             f"{name} over {rounds!r} rounds",
             expected="a whole number, at least 1",

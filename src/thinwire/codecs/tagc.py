@@ -32,9 +32,9 @@ from torch import Tensor
 
 from thinwire.aggregators.base import Needs
 from thinwire.codecs.base import Codec, Traits, require
-from thinwire.codecs.blocks import call
-from thinwire.codecs.codes import pack, packed_bytes, unpack
+from thinwire.codecs.options import call, check_share, is_number
 from thinwire.codecs.peeling import Plan, Table, plan, rows_for
+from thinwire.codecs.planar import pack_row, row_bytes, unpack_row
 from thinwire.codecs.stages import Result, Stage, Staged, Stages, Tensors
 from thinwire.codecs.topk import TopK
 from thinwire.errors import ConfigError
@@ -59,13 +59,8 @@ class TAGC(Staged):
     cells: float = 0.5
 
     def __post_init__(self) -> None:
-        if not (_number(self.share) and 0 < self.share <= 1):
-            raise ConfigError(
-                f"tagc is to keep a share of {self.share!r}",
-                expected="a number in (0, 1]: the share of entries that a member keeps",
-                mend="leave it out for 0.2",
-            )
-        if not (_number(self.cells) and 0 < self.cells < 1):
+        check_share("tagc", self.share, of="entries that a member keeps", mend="leave it out for 0.2")
+        if not (is_number(self.cells) and 0 < self.cells < 1):
             raise ConfigError(
                 f"tagc is to have {self.cells!r} cells an element",
                 expected="a number between 0 and 1",
@@ -114,14 +109,14 @@ class Bitmap(Codec):
         return Traits()
 
     def layout(self, n: int) -> Layout:
-        return {"bit": (torch.uint8, packed_bytes(n, 1))}
+        return {"bit": (torch.uint8, row_bytes(n, 1))}
 
     def encode(self, x: Tensor, key: int) -> Fields:
-        return {"bit": pack((x > 0).view(torch.uint8), 1)}
+        return {"bit": pack_row((x > 0).view(torch.uint8), 1)}
 
     def decode(self, fields: Fields, n: int, key: int) -> Tensor:
         require(fields, self.layout(n))
-        return unpack(fields["bit"], n, 1).float()
+        return unpack_row(fields["bit"], n, 1).float()
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,10 +189,6 @@ class Peeled(Codec):
             sums = self._plan.peel(whole.cpu().view(self._rows, _LANE))
             whole = sums.view(-1)[:n].to(whole.device)
         return whole.double().mul_(self.unit).float()
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 tagc = TAGC

@@ -27,10 +27,8 @@ import torch
 from torch import Tensor
 
 from thinwire.codecs.base import Codec, Traits, require
-from thinwire.codecs.bits import pack, packed_bytes, unpack
 from thinwire.codecs.blocks import (
     HUGE,
-    call,
     check_options,
     dither,
     divisor,
@@ -43,12 +41,13 @@ from thinwire.codecs.blocks import (
 )
 from thinwire.codecs.memory import Scratch, empty
 from thinwire.codecs.memory import fields as fresh
+from thinwire.codecs.options import altered, call, changed, is_number
+from thinwire.codecs.planar import digits, pack, packed_bytes, unpack
 from thinwire.errors import ConfigError, PacketError
 from thinwire.packet import Fields, Layout
 
 Code = Literal["bits", "trits"]
 
-_DEFAULTS: dict[str, object] = {"block": 1024, "clip": 0.0, "code": "bits"}
 _PER_BYTE = 5  # 3^5 = 243
 
 
@@ -67,8 +66,7 @@ class TernGrad(Codec):
 
     def __post_init__(self) -> None:
         check_options("terngrad", self.block, "stochastic", multiple=4)
-        number = isinstance(self.clip, int | float) and not isinstance(self.clip, bool)
-        if not (number and (self.clip == 0 or 1 <= self.clip < math.inf)):
+        if not (is_number(self.clip) and (self.clip == 0 or 1 <= self.clip < math.inf)):
             raise ConfigError(
                 f"terngrad is to clip at {self.clip!r} standard deviations",
                 expected="a number of at least 1, or 0 to cut nothing",
@@ -83,17 +81,11 @@ class TernGrad(Codec):
 
     def __call__(self, block: int | None = None, *, clip: float | None = None, code: Code | None = None) -> TernGrad:
         """The same codec with other options: `terngrad(clip=2.5)`."""
-        return replace(
-            self,
-            block=self.block if block is None else block,
-            clip=self.clip if clip is None else clip,
-            code=self.code if code is None else code,
-        )
+        return altered(self, block=block, clip=clip, code=code)
 
     @property
     def spec(self) -> str:
-        options = {"block": self.block, "clip": float(self.clip), "code": self.code}
-        return call("terngrad", **{name: value for name, value in options.items() if value != _DEFAULTS[name]})
+        return call("terngrad", **changed(replace(self, clip=float(self.clip))))
 
     @property
     def traits(self) -> Traits:
@@ -123,8 +115,7 @@ class TernGrad(Codec):
             if self.code == "bits":
                 pack(codes, fields["code"], (start, n), self.block, 2, 1, scratch)
             else:
-                packed = _trits(codes)
-                fields["code"][start // self.block * -(-self.block // _PER_BYTE) :][: packed.numel()] = packed.view(-1)
+                digits(codes, 3, _PER_BYTE, 1, self._trits(fields["code"], start, codes.shape))
         return fields
 
     def _cut(self, ratio: Tensor, work: Tensor) -> Tensor:
@@ -149,30 +140,25 @@ class TernGrad(Codec):
             if self.code == "bits":
                 codes = unpack(code, (start, n), (len(rows), width), self.block, 2, scratch)
             else:
-                size = -(-width // _PER_BYTE)
-                packed = code[start // self.block * -(-self.block // _PER_BYTE) :][: len(rows) * size]
-                codes = _untrits(packed.view(-1, size))
+                codes = _untrits(self._trits(code, start, rows.shape))
             highest = torch.maximum(highest, codes.amax())
             rows.copy_(codes[:, :width]).sub_(1).mul_(scale[start // self.block :][: len(rows)].unsqueeze(1))
         if int(highest) > 2:
             raise PacketError("field 'code' holds a code of more than three values")
         return x
 
+    def _trits(self, code: Tensor, start: int, shape: tuple[int, ...]) -> Tensor:
+        """The trits of rows [r, B] from element `start` on: uint8 [r, ceil(B / 5)], t_0 + 3 t_1 + .. + 81 t_4."""
+        (rows, width), per_block = shape, -(-self.block // _PER_BYTE)
+        size = -(-width // _PER_BYTE)
+        return code[start // self.block * per_block :][: rows * size].view(rows, size)
+
     def variance(self, n: int) -> float | None:
         return None if self.clip else (math.sqrt(max(1, min(self.block, n))) - 1) / 2
 
 
-def _trits(codes: Tensor) -> Tensor:
-    """Planar, as bits.pack: uint8 [rows, B] below 3 to uint8 [rows, ceil(B / 5)], t_0 + 3 t_1 + .. + 81 t_4."""
-    codes = torch.nn.functional.pad(codes, (0, -codes.shape[1] % _PER_BYTE), value=1)
-    packed, *others = codes.chunk(_PER_BYTE, dim=1)
-    for i, part in enumerate(others, start=1):
-        packed = torch.add(packed, part, alpha=3**i)
-    return packed
-
-
 def _untrits(packed: Tensor) -> Tensor:
-    """The inverse, uint8 [rows, 5 ceil(B / 5)]; of a byte that no encoder writes, the last code is 3."""
+    """The inverse of `digits`: uint8 [rows, 5 ceil(B / 5)]; of a byte that no encoder writes, the last code is 3."""
     rest, parts = packed.int(), []
     for _ in range(_PER_BYTE - 1):
         third = (rest * 171).bitwise_right_shift_(9)  # rest / 3, rounded down, for all up to 255

@@ -23,21 +23,17 @@ from __future__ import annotations
 import math
 from dataclasses import KW_ONLY, dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from thinwire.codecs import indices
 from thinwire.codecs.base import Codec, Traits, require
-from thinwire.codecs.blocks import pieces
 from thinwire.codecs.indices import INDEX, Index
 from thinwire.codecs.memory import zeros
+from thinwire.codecs.options import call, changed, check_share, is_whole
+from thinwire.codecs.selection import largest, largest_in_blocks
 from thinwire.errors import ConfigError, PacketError
 from thinwire.packet import Fields, Layout
-
-_UNSIGNED = 0x7FFFFFFF  # all bits of a float32 but its sign; what is left is ordered as the magnitudes are
-_SAMPLE = 1024  # entries of a sample that are to pass: their number errs by 3 %, so that few more than k pass in vain
-_PIECE = 1 << 18  # elements scanned at once
 
 
 @dataclass(frozen=True)
@@ -58,21 +54,15 @@ class TopK(Codec):
     values = "value"
 
     def __post_init__(self) -> None:
-        number = isinstance(self.share, int | float) and not isinstance(self.share, bool)
-        if not (number and 0 < self.share <= 1):
-            raise ConfigError(
-                f"topk is to keep a share of {self.share!r}",
-                expected="a number in (0, 1]: the share of entries sent",
-                mend="for 1.5 % write topk(0.015); `thinwire codecs topk` shows its options",
-            )
+        mend = "for 1.5 % write topk(0.015); `thinwire codecs topk` shows its options"
+        check_share("topk", self.share, of="entries sent", mend=mend)
         if self.index not in INDEX:
             raise ConfigError(
                 f"topk is to write its positions as {self.index!r}",
                 expected="one of " + ", ".join(INDEX),
                 mend="leave it out for compact, which is the shortest of those of known length",
             )
-        whole = isinstance(self.block, int) and not isinstance(self.block, bool)
-        if self.block is not None and not (whole and self.block >= 1):
+        if self.block is not None and not is_whole(self.block, 1):
             raise ConfigError(
                 f"topk is to count in blocks of {self.block!r}",
                 expected="a whole number of entries, at least 1",
@@ -81,9 +71,7 @@ class TopK(Codec):
 
     @property
     def spec(self) -> str:
-        index = "" if self.index == "compact" else f", index={self.index!r}"
-        block = "" if self.block is None else f", block={self.block}"
-        return f"topk({float(self.share)!r}{index}{block})"
+        return call("topk", repr(float(self.share)), **changed(self))
 
     @property
     def traits(self) -> Traits:
@@ -136,7 +124,7 @@ class TopK(Codec):
         """Of what is kept, ascending; int64 [k]."""
         if self.block is None or self._kept(len(x)) == len(x):
             return largest(x, self._kept(len(x)))
-        return _largest_in_blocks(x, self.share, self.block)
+        return largest_in_blocks(x, self.share, self.block)
 
     def _kept(self, n: int) -> int:
         if self.block is None:
@@ -152,94 +140,13 @@ def warmup_shares(final: float, stages: int) -> tuple[float, ...]:
     With a final share of 0.1 % and five stages: 31.6 %, 10 %, 3.2 %, 1 %, 0.32 %. Lin et al. 2018, arXiv:1712.01887.
     """
     TopK(final)  # refuses shares out of range
-    if not isinstance(stages, int) or isinstance(stages, bool) or stages < 0:
+    if not is_whole(stages, 0):
         raise ConfigError(
             f"a warm-up of {stages!r} stages",
             expected="a whole number, at least 0",
             mend="five stages of an epoch each are usual",
         )
     return tuple(max(final ** ((stage + 1) / (stages + 1)), final) for stage in range(stages))
-
-
-def largest(x: Tensor, k: int) -> Tensor:
-    """Positions of the k largest magnitudes, of equals the first, ascending; int64 [k], k <= n."""
-    if k == len(x):
-        return torch.arange(k, device=x.device)
-    candidates = _candidates(x, k) if x.device.type == "cpu" else None
-    if candidates is None:
-        return _largest_in_rows(_magnitude(x).unsqueeze(0), k)
-    magnitude = _magnitude(x.index_select(0, candidates))
-    return candidates.index_select(0, _largest_in_rows(magnitude.unsqueeze(0), k))
-
-
-def _largest_in_blocks(x: Tensor, share: float, block: int) -> Tensor:
-    """The same for each block of x; int64, ascending."""
-    found = [
-        _largest_in_rows(_magnitude(x[start:stop]).view(-1, width), math.ceil(share * width)) + start
-        for start, stop, width in pieces(len(x), block, x.device)
-    ]
-    return torch.cat(found)
-
-
-def _magnitude(x: Tensor) -> Tensor:
-    """Integers in the order of the magnitudes: the bits without the sign.  int32 [n]"""
-    return x.view(torch.int32) & _UNSIGNED
-
-
-def _largest_in_rows(magnitude: Tensor, k: int) -> Tensor:
-    """Places of the k largest of each row in the rows laid end to end.  int32 [r, w] to int64 [r k]"""
-    kth = _kth_largest(magnitude, k)  # [r, 1]
-    found = _where(magnitude >= kth)
-    if len(found) > len(magnitude) * k:  # there are more that equal the k-th
-        above, ties = magnitude > kth, magnitude == kth
-        found = _where(above | ties & (ties.cumsum(dim=1) <= k - above.sum(dim=1, keepdim=True)))
-    return found
-
-
-def _kth_largest(magnitude: Tensor, k: int) -> Tensor:
-    place = magnitude.shape[1] - k
-    if magnitude.device.type == "cpu":  # numpy's, here and below, is several times as fast as torch's
-        return torch.from_numpy(np.partition(magnitude.numpy(), place, axis=1)[:, place, None])
-    return magnitude.kthvalue(place + 1, dim=1, keepdim=True).values
-
-
-def _where(mask: Tensor) -> Tensor:
-    """Places of what is true, ascending.  bool [r, w] to int64"""
-    if mask.device.type == "cpu":
-        return torch.from_numpy(np.flatnonzero(mask.numpy()))
-    return mask.view(-1).nonzero().squeeze(1)
-
-
-def _candidates(x: Tensor, k: int) -> Tensor | None:
-    """Positions, ascending, that the k largest and the first of equals are among; None if that would be too many."""
-    bits = x.numpy().view(np.int32)
-    n = len(bits)
-    if n < 1 << 14 or 8 * k > n:
-        return None
-    step = max(16, k // _SAMPLE) | 1  # odd: sizes of layers are even
-    sample = bits[::step] & _UNSIGNED
-    due = len(sample) * k / n
-    rank = min(len(sample), math.ceil(due + 4 * math.sqrt(due) + 4))  # 4 standard errors to the safe side
-    threshold = int(np.partition(sample, len(sample) - rank)[len(sample) - rank])
-    found = _at_least(bits, max(1, threshold))
-    if len(found) >= k:
-        return torch.from_numpy(found)
-    if threshold > 0:  # the sample was unlucky
-        return None
-    zeros = np.flatnonzero((bits[:k] & _UNSIGNED) == 0)  # as many as are lacking are among the first k
-    return torch.from_numpy(np.sort(np.concatenate([found, zeros])))
-
-
-def _at_least(bits: np.ndarray, threshold: int) -> np.ndarray:
-    """Where the magnitude is no less, in pieces that stay in the cache."""
-    magnitude, passed = np.empty(_PIECE, np.int32), np.empty(_PIECE, np.bool_)
-    found = []
-    for start in range(0, len(bits), _PIECE):
-        piece = bits[start : start + _PIECE]
-        np.bitwise_and(piece, _UNSIGNED, out=magnitude[: len(piece)])
-        np.greater_equal(magnitude[: len(piece)], threshold, out=passed[: len(piece)])
-        found.append(np.flatnonzero(passed[: len(piece)]) + start)
-    return np.concatenate(found)
 
 
 topk = TopK

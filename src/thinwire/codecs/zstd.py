@@ -15,27 +15,26 @@ Avoid   where the link is quicker than about 1 Gbit/s a core, and on float32 val
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 import zstandard
 from torch import Tensor
 
-from thinwire.codecs.base import Codec, Shapes, Traits, require
-from thinwire.codecs.blocks import call
-from thinwire.codecs.lossless import check_left, from_planes, planes
+from thinwire.codecs.base import Codec, require
+from thinwire.codecs.lossless import Lossless, check_left, from_planes, planes
+from thinwire.codecs.options import altered, call, changed, is_whole
 from thinwire.codecs.precision import fp32
 from thinwire.errors import ConfigError, PacketError
 from thinwire.packet import Fields, Layout
 
-_DEFAULT_LEVEL = 3
 _LEVELS = range(-7, 20)  # 20 and above want more memory to decode than a member should give for a packet
 
 
 @dataclass(frozen=True)
-class Zstd(Codec):
+class Zstd(Lossless):
     """The bytes of `inner`'s fields, each as one zstd frame.
 
     inner       the codec before it
@@ -44,13 +43,11 @@ class Zstd(Codec):
     """
 
     inner: Codec = fp32
-    level: int = _DEFAULT_LEVEL
+    level: int = 3
     dictionary: bytes = field(default=b"", repr=False)
 
-    squeezes = True
-
     def __post_init__(self) -> None:
-        if not isinstance(self.level, int) or isinstance(self.level, bool) or self.level not in _LEVELS:
+        if not is_whole(self.level, _LEVELS[0], _LEVELS[-1]):
             raise ConfigError(
                 f"zstd is to work at level {self.level!r}",
                 expected=f"a whole number from {_LEVELS[0]} (fastest) to {_LEVELS[-1]} (smallest)",
@@ -67,27 +64,15 @@ class Zstd(Codec):
 
     def __call__(self, level: int | None = None, *, dictionary: bytes | None = None) -> Zstd:
         """The same codec with other options: `zstd(9)`."""
-        return replace(
-            self,
-            level=self.level if level is None else level,
-            dictionary=self.dictionary if dictionary is None else dictionary,
-        )
+        return altered(self, level=level, dictionary=dictionary)
 
     @property
     def spec(self) -> str:
-        options: dict[str, object] = {} if self.level == _DEFAULT_LEVEL else {"level": self.level}
+        options = changed(self, "level")
         if self.dictionary:
             # Members that hold other bytes are told apart by it in the handshake.
             options["dictionary"] = hashlib.blake2b(self.dictionary, digest_size=8).hexdigest()
         return f"{self.inner.spec} | {call('zstd', **options)}"
-
-    @property
-    def traits(self) -> Traits:
-        return replace(self.inner.traits, linear=False, summable=False, fixed_size=False)
-
-    def after(self, first: Codec) -> Codec:
-        """The chain `first | self`: around everything that `first` writes."""
-        return replace(self, inner=first if self.inner == fp32 else first | self.inner)
 
     def layout(self, n: int) -> Layout:
         return {name: (torch.uint8, _bound(t.itemsize * size)) for name, (t, size) in self.inner.layout(n).items()}
@@ -102,39 +87,11 @@ class Zstd(Codec):
         )
         return {name: _squeeze(field, compressor) for name, field in self.inner.encode(x, key).items()}
 
-    def decode(self, fields: Fields, n: int, key: int) -> Tensor:
-        require(fields, self.layout(n), exact=False)
-        due = self.inner.layout(n)
-        return self.inner.decode({name: self._unfold(name, fields[name], *due[name]) for name in due}, n, key)
-
-    def fit(self, shapes: Shapes) -> Codec:
-        return replace(self, inner=self.inner.fit(shapes))
-
-    @property
-    def leads(self) -> tuple[Codec, ...]:
-        return self.inner.leads
-
-    def lead(self, change: Callable[[Codec], Codec]) -> Codec:
-        return replace(self, inner=self.inner.lead(change))
-
-    @property
-    def selection(self) -> Codec:
-        return self.inner.selection
-
-    def part(self, begin: int, end: int) -> Codec:
-        return replace(self, inner=self.inner.part(begin, end))
-
-    def contraction(self, n: int) -> float | None:
-        return self.inner.contraction(n)
-
-    def variance(self, n: int) -> float | None:
-        return self.inner.variance(n)
-
     @property
     def _dictionary(self) -> zstandard.ZstdCompressionDict | None:
         return zstandard.ZstdCompressionDict(self.dictionary) if self.dictionary else None
 
-    def _unfold(self, name: str, frame: Tensor, dtype: torch.dtype, count: int) -> Tensor:
+    def unfold(self, name: str, frame: Tensor, dtype: torch.dtype, count: int) -> Tensor:
         """The field of `count` elements that a frame must hold, or at most so many if the left side varies in size.
 
         What the frame says of its length is only compared: with what is due, before anything is opened.

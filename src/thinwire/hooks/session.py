@@ -25,14 +25,14 @@ from thinwire.codecs.base import Shapes
 from thinwire.collectives import NOBODY_FINITE, OVERFLOW
 from thinwire.errors import ConfigError, DivergedError, LinkError
 from thinwire.fragments import digest
-from thinwire.handshake import agree, all_of
+from thinwire.handshake import agree
 from thinwire.hooks.scatter import scatter_mean
 from thinwire.links.base import Channel, Handle, Link
 from thinwire.links.meter import Meter
 from thinwire.links.torch import TorchLink
 from thinwire.method import Method
 from thinwire.rounds import Committed, FragmentState, Skipped, Terms, UnderWay
-from thinwire.snapshot import pack_state, unpack_state
+from thinwire.snapshot import pack_state, unpack_state, what_is_ours
 from thinwire.version import __version__
 
 T = TypeVar("T")
@@ -203,19 +203,12 @@ class Session:
                 expected=f"codec {self.method.codec.spec}",
                 mend="make the hook with the codec of the checkpoint, or leave the state out to start anew",
             )
-        self._states = [unpack_state(state, self.device) for state in saved["states"]]
-        ours = (saved["rank"], saved["members"]) == (self._link.rank, len(self._link.members))
-        if self.method.feedback is not None and self.method.feedback.tracks:
-            if not all_of(self._link, ours):  # what members know of each other's memories is wrong without one of them
-                self._forget(own={}, dropped={}, shared={})
-        elif not ours:
-            self._forget(own={}, dropped={})
+        taken = what_is_ours(saved, self.method, self._link)
+        states = [unpack_state(state, self.device) for state in saved["states"]]
+        self._states = [replace(state, carried=taken(state.carried)) for state in states]
         memories = [held for state in self._states for held in (state.carried.shared, state.carried.stages)]
         shared = digest(*(value for held in memories for _, value in sorted(held.items())))
         self._agree({"state": f"{shared.hex()} before rounds {[state.begun for state in self._states]}"})
-
-    def _forget(self, **memories: Mapping[str, Tensor]) -> None:
-        self._states = [replace(state, carried=replace(state.carried, **memories)) for state in self._states]
 
 
 @dataclass(frozen=True)

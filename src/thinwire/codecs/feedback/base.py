@@ -16,7 +16,7 @@ members starts with empty memories on all of them, since `shared` is about membe
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn, Self
 
 from torch import Tensor
@@ -67,9 +67,9 @@ class Feedback(ABC):
     def spec(self) -> str:
         """Canonical expression; `thinwire.codecs.parse(feedback.spec) == feedback`."""
 
-    @abstractmethod
     def fit(self, shapes: Shapes) -> Self:
         """The same memory around the fitted codec."""
+        return replace(self, codec=self.codec.fit(shapes))  # type: ignore[type-var]
 
     @abstractmethod
     def prepare(self, x: Tensor, own: Tensors, shared: Tensors, place: Place) -> tuple[Tensor, Tensors]:

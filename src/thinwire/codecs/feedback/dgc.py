@@ -23,14 +23,14 @@ Avoid   with an optimizer that has momentum or is adaptive: it is SGD's momentum
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from thinwire.codecs.base import Codec, Shapes
+from thinwire.codecs.base import Codec
 from thinwire.codecs.feedback.base import Feedback, Place, check_codec
-from thinwire.codecs.feedback.told import check_flag, check_number, spec_of
+from thinwire.codecs.options import call, changed, check_flag, check_number
 from thinwire.codecs.stages import Staged, Tensors
 
 
@@ -61,14 +61,11 @@ class DGC(Feedback):
 
     @property
     def spec(self) -> str:
-        return spec_of("dgc", self.codec, self)
+        return call("dgc", self.codec.spec, **changed(self))
 
     @property
     def accelerates(self) -> bool:
         return self.momentum > 0
-
-    def fit(self, shapes: Shapes) -> DGC:
-        return replace(self, codec=self.codec.fit(shapes))
 
     def prepare(self, x: Tensor, own: Tensors, shared: Tensors, place: Place) -> tuple[Tensor, Tensors]:
         if self.clip is not None:

@@ -19,13 +19,13 @@ Avoid   with codecs of large variance, whose alpha is so small that estimates ha
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from thinwire.codecs.base import Codec, Shapes
+from thinwire.codecs.base import Codec
 from thinwire.codecs.feedback.base import Feedback, Place, check_codec, zeros
-from thinwire.codecs.feedback.told import check_number, spec_of
+from thinwire.codecs.options import call, changed, check_number
 from thinwire.codecs.stages import Staged, Tensors
 
 
@@ -49,14 +49,11 @@ class Diana(Feedback):
 
     @property
     def spec(self) -> str:
-        return spec_of("diana", self.codec, self)
+        return call("diana", self.codec.spec, **changed(self))
 
     @property
     def keeps(self) -> None:
         return None
-
-    def fit(self, shapes: Shapes) -> Diana:
-        return replace(self, codec=self.codec.fit(shapes))
 
     def share_followed(self, n: int) -> float:
         """alpha for vectors of n elements."""

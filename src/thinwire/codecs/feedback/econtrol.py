@@ -21,13 +21,13 @@ Avoid   where `feedback` is stable, which holds a third of its memory and has no
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from thinwire.codecs.base import Codec, Shapes
+from thinwire.codecs.base import Codec
 from thinwire.codecs.feedback.base import Feedback, Place, check_codec, followed, zeros
-from thinwire.codecs.feedback.told import check_number, spec_of
+from thinwire.codecs.options import call, changed, check_number
 from thinwire.codecs.stages import Staged, Tensors
 from thinwire.errors import ConfigError
 
@@ -60,10 +60,7 @@ class EControl(Feedback):
 
     @property
     def spec(self) -> str:
-        return spec_of("econtrol", self.codec, self)
-
-    def fit(self, shapes: Shapes) -> EControl:
-        return replace(self, codec=self.codec.fit(shapes))
+        return call("econtrol", self.codec.spec, **changed(self))
 
     def share_fed_back(self, n: int) -> float:
         """eta for vectors of n elements."""

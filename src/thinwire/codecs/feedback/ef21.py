@@ -19,11 +19,11 @@ Avoid   with noisy gradients of small batches (see ef21_sgdm), with few rounds (
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from thinwire.codecs.base import Codec, Shapes
+from thinwire.codecs.base import Codec
 from thinwire.codecs.feedback.base import Feedback, Place, check_codec, followed, zeros
 from thinwire.codecs.stages import Staged, Tensors
 
@@ -44,9 +44,6 @@ class EF21(Feedback):
     @property
     def spec(self) -> str:
         return f"ef21({self.codec.spec})"
-
-    def fit(self, shapes: Shapes) -> EF21:
-        return replace(self, codec=self.codec.fit(shapes))
 
     def prepare(self, x: Tensor, own: Tensors, shared: Tensors, place: Place) -> tuple[Tensor, Tensors]:
         estimate = zeros(own, "estimate", x)

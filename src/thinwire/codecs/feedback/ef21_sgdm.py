@@ -18,13 +18,13 @@ Avoid   where memory is short, or the optimizer has momentum that you do not wan
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from thinwire.codecs.base import Codec, Shapes
+from thinwire.codecs.base import Codec
 from thinwire.codecs.feedback.base import Feedback, Place, check_codec, followed, zeros
-from thinwire.codecs.feedback.told import check_flag, check_number, spec_of
+from thinwire.codecs.options import call, changed, check_flag, check_number
 from thinwire.codecs.stages import Staged, Tensors
 
 
@@ -50,10 +50,7 @@ class EF21SGDM(Feedback):
 
     @property
     def spec(self) -> str:
-        return spec_of("ef21_sgdm", self.codec, self)
-
-    def fit(self, shapes: Shapes) -> EF21SGDM:
-        return replace(self, codec=self.codec.fit(shapes))
+        return call("ef21_sgdm", self.codec.spec, **changed(self))
 
     def prepare(self, x: Tensor, own: Tensors, shared: Tensors, place: Place) -> tuple[Tensor, Tensors]:
         estimate, mean = zeros(own, "estimate", x), self._mean(own, "mean", x)

@@ -18,12 +18,13 @@ Avoid   where the members' smoothness is alike or not known: ef21 is the same wi
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from thinwire.codecs.base import Codec, Shapes
+from thinwire.codecs.base import Codec
 from thinwire.codecs.feedback.base import Feedback, Place, check_codec, followed, zeros
+from thinwire.codecs.options import call, is_number
 from thinwire.codecs.stages import Staged, Tensors
 from thinwire.errors import ConfigError
 
@@ -54,10 +55,7 @@ class EF21W(Feedback):
 
     @property
     def spec(self) -> str:
-        return f"ef21w({self.codec.spec}, smoothness={self.smoothness!r})"
-
-    def fit(self, shapes: Shapes) -> EF21W:
-        return replace(self, codec=self.codec.fit(shapes))
+        return call("ef21w", self.codec.spec, smoothness=self.smoothness)
 
     def prepare(self, x: Tensor, own: Tensors, shared: Tensors, place: Place) -> tuple[Tensor, Tensors]:
         estimate = zeros(own, "estimate", x)
@@ -87,8 +85,7 @@ class EF21W(Feedback):
 
 
 def _is_positive(value: object) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and math.isfinite(value) and value > 0  # type: ignore[arg-type,operator]
+    return is_number(value) and math.isfinite(value) and value > 0
 
 
 ef21w = EF21W

@@ -24,14 +24,14 @@ Avoid   where gradients still change in size when the variance is frozen, as wit
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from thinwire.codecs.base import Codec, Shapes
+from thinwire.codecs.base import Codec
 from thinwire.codecs.feedback.base import Feedback, Place, check_codec, zeros
-from thinwire.codecs.feedback.told import check_number, spec_of
+from thinwire.codecs.options import call, changed, check_number
 from thinwire.codecs.stages import Staged, Tensors
 from thinwire.codecs.switch import Switch
 from thinwire.errors import ConfigError
@@ -66,7 +66,7 @@ class FrozenAdam(Feedback):
 
     @property
     def spec(self) -> str:
-        return spec_of("frozen_adam", self.codec, self)
+        return call("frozen_adam", self.codec.spec, **changed(self))
 
     @property
     def accelerates(self) -> bool:
@@ -76,9 +76,6 @@ class FrozenAdam(Feedback):
     def freeze(self) -> float:
         """Rounds after which the variance stays as it is."""
         return self.codec.rounds if isinstance(self.codec, Switch) else math.inf
-
-    def fit(self, shapes: Shapes) -> FrozenAdam:
-        return replace(self, codec=self.codec.fit(shapes))
 
     def prepare(self, x: Tensor, own: Tensors, shared: Tensors, place: Place) -> tuple[Tensor, Tensors]:
         if _rounds(shared) < self.freeze:

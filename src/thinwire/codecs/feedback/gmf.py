@@ -21,15 +21,15 @@ Avoid   where members' data are alike: dgc does the same with less memory and on
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from thinwire.codecs.base import Codec, Shapes
+from thinwire.codecs.base import Codec
 from thinwire.codecs.feedback.base import Feedback, Place, check_codec
 from thinwire.codecs.feedback.dgc import accumulate, check_momentum, left_over
-from thinwire.codecs.feedback.told import check_number, spec_of
+from thinwire.codecs.options import call, changed, check_number, is_whole
 from thinwire.codecs.stages import Staged, Tensors
 from thinwire.codecs.topk import TopK
 from thinwire.errors import ConfigError
@@ -58,7 +58,7 @@ class GMF(Feedback):
         check_number("gmf", "with tau", self.tau, at_least=0, below=1, mend="0.6 is the authors' value, 0 is dgc")
         check_momentum("gmf", self.momentum)
         check_number("gmf", "with beta", self.beta, at_least=0, below=1, mend="0.9 is the authors' value")
-        if not isinstance(self.rounds, int) or isinstance(self.rounds, bool) or self.rounds < 0:
+        if not is_whole(self.rounds, 0):
             raise ConfigError(
                 f"gmf is to raise tau over {self.rounds!r} rounds",
                 expected="a whole number, at least 0",
@@ -74,14 +74,11 @@ class GMF(Feedback):
 
     @property
     def spec(self) -> str:
-        return spec_of("gmf", self.codec, self)
+        return call("gmf", self.codec.spec, **changed(self))
 
     @property
     def accelerates(self) -> bool:
         return self.momentum > 0
-
-    def fit(self, shapes: Shapes) -> GMF:
-        return replace(self, codec=self.codec.fit(shapes))
 
     def prepare(self, x: Tensor, own: Tensors, shared: Tensors, place: Place) -> tuple[Tensor, Tensors]:
         accumulated, held = accumulate(x, own, self.momentum, nesterov=False)

@@ -17,12 +17,13 @@ Avoid   around unbiased codecs with large variance, which do not contract, and w
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from thinwire.codecs.base import Codec, Shapes
+from thinwire.codecs.base import Codec
 from thinwire.codecs.feedback.base import Feedback, Place, check_codec
+from thinwire.codecs.options import call, changed, is_number
 from thinwire.codecs.stages import Staged, Tensors
 from thinwire.errors import ConfigError
 
@@ -39,8 +40,7 @@ class ErrorFeedback(Feedback):
     decay: float = 1.0
 
     def __post_init__(self) -> None:
-        number = isinstance(self.decay, int | float) and not isinstance(self.decay, bool)
-        if not (number and 0 <= self.decay <= 1):
+        if not (is_number(self.decay) and 0 <= self.decay <= 1):
             raise ConfigError(
                 f"feedback is to keep {self.decay!r} of the residual from round to round",
                 expected="decay between 0 (no feedback) and 1 (forget nothing)",
@@ -50,15 +50,11 @@ class ErrorFeedback(Feedback):
 
     @property
     def spec(self) -> str:
-        decay = "" if self.decay == 1 else f", decay={self.decay!r}"
-        return f"feedback({self.codec.spec}{decay})"
+        return call("feedback", self.codec.spec, **changed(self))
 
     @property
     def keeps(self) -> float:
         return self.decay
-
-    def fit(self, shapes: Shapes) -> ErrorFeedback:
-        return replace(self, codec=self.codec.fit(shapes))
 
     def prepare(self, x: Tensor, own: Tensors, shared: Tensors, place: Place) -> tuple[Tensor, Tensors]:
         return x.add(own["residual"], alpha=self.decay) if "residual" in own else x, {}

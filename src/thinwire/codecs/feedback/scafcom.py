@@ -22,14 +22,14 @@ Avoid   where members come and go, or their data are alike: control variates cos
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from thinwire.codecs.base import Codec, Shapes
+from thinwire.codecs.base import Codec
 from thinwire.codecs.feedback.base import Feedback, Place, check_codec
 from thinwire.codecs.feedback.control import drift_of, updated
-from thinwire.codecs.feedback.told import check_number, spec_of
+from thinwire.codecs.options import call, changed, check_number
 from thinwire.codecs.stages import Staged, Tensors
 
 
@@ -54,10 +54,7 @@ class Scafcom(Feedback):
 
     @property
     def spec(self) -> str:
-        return spec_of("scafcom", self.codec, self)
-
-    def fit(self, shapes: Shapes) -> Scafcom:
-        return replace(self, codec=self.codec.fit(shapes))
+        return call("scafcom", self.codec.spec, **changed(self))
 
     def prepare(self, x: Tensor, own: Tensors, shared: Tensors, place: Place) -> tuple[Tensor, Tensors]:
         drift = drift_of(own, shared)

@@ -24,14 +24,14 @@ Avoid   with codecs of large variance, whose alpha is so small that variates har
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from thinwire.codecs.base import Codec, Shapes
+from thinwire.codecs.base import Codec
 from thinwire.codecs.feedback.base import Feedback, Place, check_codec
 from thinwire.codecs.feedback.control import drift_of, updated
-from thinwire.codecs.feedback.told import check_number, spec_of
+from thinwire.codecs.options import call, changed, check_number
 from thinwire.codecs.stages import Staged, Tensors
 
 
@@ -57,14 +57,11 @@ class Scallion(Feedback):
 
     @property
     def spec(self) -> str:
-        return spec_of("scallion", self.codec, self)
+        return call("scallion", self.codec.spec, **changed(self))
 
     @property
     def keeps(self) -> None:
         return None
-
-    def fit(self, shapes: Shapes) -> Scallion:
-        return replace(self, codec=self.codec.fit(shapes))
 
     def prepare(self, x: Tensor, own: Tensors, shared: Tensors, place: Place) -> tuple[Tensor, Tensors]:
         change = x - shared["control"] if shared else x  # G - C_i
