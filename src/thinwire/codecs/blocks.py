@@ -30,7 +30,7 @@ SLACK = 2.0**-13
 
 _BELOW_TINY = TINY * (1 - 2.0**-24)  # the next smaller float32
 
-_PIECE = {"cpu": 1 << 19}  # elements; other devices are fed larger ones, for them a call costs more than memory
+_PIECE = {"cpu": 1 << 20}  # elements; other devices are fed larger ones, for them a call costs more than memory
 _OTHER_PIECE = 1 << 26
 
 
