@@ -5,7 +5,8 @@
 For every tensor of tensors.py, codec family and uniform setting: the bytes that L-GreCo's dynamic programme and the
 proportional control need for at most the same total squared error, measured with the choice made on that very tensor,
 and on the next one of the same kind (made at one stage of training, used at the next). Bytes are those of the fields,
-parameters that stay as they are included. One core.
+parameters that stay as they are included. Of PowerSGD the error is that of the best matrix of the rank, which its warm
+start comes near, and bytes are those of matrices alone. One core.
 """
 
 from __future__ import annotations
@@ -22,29 +23,36 @@ import torch
 from tensors import Sample, load
 
 import thinwire
-from thinwire.codecs import Codec, budget, int2, int3, int4, int6, int8, topk
+from thinwire.codecs import Codec, PowerSGD, budget, int2, int3, int4, int6, int8, powersgd, topk
+from thinwire.codecs.allocation import total
 from thinwire.codecs.budget import Budget
 from thinwire.train.corpus import REFERENCE
 
 RESULTS = Path(__file__).with_name("results") / "budget.md"
 SHARES = (1 / 1000, 1 / 500, 1 / 200, 1 / 100, 1 / 50, 1 / 20, 1 / 10, 1 / 5)
-FAMILIES: dict[str, tuple[Codec, ...]] = {
+FAMILIES: dict[str, tuple[Codec | PowerSGD, ...]] = {
     "topk": tuple(topk(share) for share in SHARES),
     "topk | int8": tuple(topk(share) | int8 for share in SHARES),
     "int2 .. int8": (int2, int3, int4, int6, int8),
+    "powersgd": tuple(powersgd(rank) for rank in (1, 2, 3, 4, 6, 8, 12, 16)),
     "topk | int8 and int2 .. int8": (*(topk(share) | int8 for share in SHARES), int2, int3, int4, int6, int8),
 }
 UNIFORM = {
     "topk": ("topk(0.01)", "topk(0.05)"),
     "topk | int8": ("topk(0.01) | int8", "topk(0.05) | int8"),
     "int2 .. int8": ("int3", "int4", "int6"),
+    "powersgd": ("powersgd(rank=2)", "powersgd(rank=4)", "powersgd(rank=8)"),
     "topk | int8 and int2 .. int8": ("topk(0.05) | int8", "int4"),
 }
 
 
 def measured(chooser: Budget, choice: np.ndarray, sample: Sample) -> tuple[int, float]:
-    """Bytes of the fields and squared error of a sample written with a choice."""
+    """Bytes of the fields and squared error of a sample written with a choice; of ranks, what they come to at best."""
     codec = chooser.written(choice, sample.shapes)
+    if isinstance(codec, PowerSGD):
+        count = len(chooser.options)
+        rows = chooser.measure(sample.vector, sample.shapes, 0).double().numpy().reshape(len(choice), 2 * count + 1)
+        return int(total(rows[:, count:-1], choice)), total(rows[:, :count] ** 2, choice)
     fields = codec.encode(sample.vector, 0)
     error = sample.vector - codec.decode(fields, len(sample.vector), 0)
     return sum(f.numel() * f.element_size() for f in fields.values()), float(error.double().square().sum())
@@ -91,7 +99,7 @@ def main() -> None:
     layers = sum(1 for shape in samples[args.seeds[0]][0].shapes if len(shape) > 1)
     text = f"""# What a budget saves
 
-Times fewer bytes than one setting for all layers, median (lowest .. highest) over {len(args.seeds)} seeds and three
+Times fewer bytes than one setting for all layers, median (lowest .. highest) over {len(args.seeds)} seed(s) and three
 stages of training (two where the choice is used a stage later), and the total squared error beside it. The model has
 {layers} matrices.
 

@@ -260,7 +260,10 @@ def timed(operation: Operation, expected: Tensor, x: Tensor, repeats: int) -> Ti
 
 def choice(found: Mapping[tuple[str, int, str], Timed]) -> str:
     """What follows, with the figures of one core."""
-    parts = ["The codecs use torch on pieces: it is there wherever torch is and gives its first result at once."]
+    parts = [
+        "The codecs use torch on pieces: it is there wherever torch is and gives its first result at once. (topk "
+        "itself chooses with numpy on pieces, by a threshold from a sample: codecs.md has its speed.)"
+    ]
     for kind in ("numba", "torch.compile"):
         some = {name: each for (name, threads, k), each in found.items() if threads == 1 and k == kind}
         if not some:

@@ -75,6 +75,10 @@ class Recording:
     def fragments(self) -> int:
         return self.payload.fragments
 
+    @property
+    def in_steps(self) -> bool:
+        return self.payload.in_steps
+
     def select(self, live: Tensor, anchor: Tensor) -> Tensor:
         vector = self.payload.select(live, anchor)
         if next(self._round) in self.wanted:
