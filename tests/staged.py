@@ -9,7 +9,8 @@ from torch import Tensor
 
 from test_collectives import exchange
 from thinwire.aggregators import Aggregator, Mean
-from thinwire.codecs import How
+from thinwire.codecs import How, Staged
+from thinwire.codecs.stages import Exchanged, Result, Stage, Tensors
 from thinwire.collectives import Carried, Combined, combine
 from thinwire.links.local import run
 
@@ -36,3 +37,16 @@ def rounds(
             assert sorted(one.carried.stages) == sorted(other.carried.stages)
             assert all(torch.equal(value, other.carried.stages[name]) for name, value in one.carried.stages.items())
     return results
+
+
+def run_alone(how: Staged, x: Tensor, shared: Tensors) -> tuple[Result, list[Stage]]:
+    """A round of one member, every stage written and read once."""
+    run, stages = how.run(x, shared, 5), []
+    stage = next(run)
+    while True:
+        stages.append(stage)
+        read = stage.codec.decode(stage.codec.encode(stage.vector, 3), len(stage.vector), 3)
+        try:
+            stage = run.send(Exchanged(read, read))
+        except StopIteration as end:
+            return end.value, stages

@@ -9,8 +9,8 @@ import torch
 
 import thinwire
 from small import batch, loss_of, make_model
+from staged import run_alone
 from thinwire.codecs import Budget, budget, feedback, int4, int8, layers, parse, powersgd, topk
-from thinwire.codecs.stages import Exchanged
 from thinwire.errors import ConfigError
 from thinwire.links.local import run
 from thinwire.methods import every_step
@@ -18,19 +18,6 @@ from thinwire.methods import every_step
 SHARES = tuple(topk(share) for share in (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4))
 SHAPES = ((64, 64), (64,), (32, 64), (64, 32))
 SIZES = [math.prod(shape) for shape in SHAPES]
-
-
-def alone(codec: Budget, x: torch.Tensor, shared):
-    """A round of one member: the result, and the vectors of its stages."""
-    run_, stages = codec.run(x, shared, 5), []
-    stage = next(run_)
-    while True:
-        stages.append(stage)
-        read = stage.codec.decode(stage.codec.encode(stage.vector, 0), len(stage.vector), 0)
-        try:
-            stage = run_.send(Exchanged(read, read))
-        except StopIteration as end:
-            return end.value, stages
 
 
 def skewed(seed: int) -> torch.Tensor:
@@ -43,7 +30,7 @@ def skewed(seed: int) -> torch.Tensor:
 def rounds(codec: Budget, count: int):
     shared, done = {}, []
     for seed in range(count):
-        result, stages = alone(codec, skewed(seed), shared)
+        result, stages = run_alone(codec, skewed(seed), shared)
         shared = result.shared
         done.append((result, stages))
     return done
@@ -120,8 +107,8 @@ def test_ranks_of_powersgd():
     shared, alike, sizes, errors = {}, {}, [], []
     for seed in range(8):
         x = low_rank(seed)
-        result, stages = alone(codec, x, shared)
-        plain, plain_stages = alone(uniform, x, alike)
+        result, stages = run_alone(codec, x, shared)
+        plain, plain_stages = run_alone(uniform, x, alike)
         shared, alike = result.shared, plain.shared
         assert len(stages) == (3 if seed < 2 else 2)
         sizes.append((sum(len(s.vector) for s in stages[:2]), sum(len(s.vector) for s in plain_stages)))
@@ -158,7 +145,7 @@ def test_all_members_choose_the_same_ranks():
 
 def test_unfitted_it_writes_a_vector_as_one_layer():
     x = torch.randn(4096)
-    result, stages = alone(budget(int4, int8, window=1), x, {})
+    result, stages = run_alone(budget(int4, int8, window=1), x, {})
     assert len(stages) == 2
     assert result.sent.shape == x.shape
 

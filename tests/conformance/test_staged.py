@@ -11,9 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from staged import rounds
-from thinwire.codecs import STAGED, ErrorFeedback, Staged, parse
-from thinwire.codecs.stages import Exchanged, Result, Stage
+from staged import rounds, run_alone
+from thinwire.codecs import STAGED, ErrorFeedback, parse
 
 EXAMPLES: dict[str, list[str]] = {
     "powersgd": ["powersgd(2)", "powersgd(1, warm=False)", "powersgd(2, factors=int8)"],
@@ -43,19 +42,6 @@ def given(kind: str, members: int, count: int = 3) -> list[list[Tensor]]:
         [DATA[kind](torch.Generator().manual_seed(10 * number + rank)) for rank in range(members)]
         for number in range(count)
     ]
-
-
-def run_alone(how: Staged, x: Tensor, shared: dict[str, Tensor]) -> tuple[Result, list[Stage]]:
-    """A round of one member, every stage written and read once."""
-    run, stages = how.run(x, shared, 5), []
-    stage = next(run)
-    while True:
-        stages.append(stage)
-        read = stage.codec.decode(stage.codec.encode(stage.vector, 3), len(stage.vector), 3)
-        try:
-            stage = run.send(Exchanged(read, read))
-        except StopIteration as end:
-            return end.value, stages
 
 
 def test_every_table_entry_has_an_example():
