@@ -6,12 +6,10 @@ import re
 
 import pytest
 import torch
-from small import make_model, sgd
 from torch import Tensor, nn
 
 import thinwire
 from thinwire import ConfigError
-from thinwire.aggregators import Median
 from thinwire.links.local import run
 from thinwire.method import Method
 from thinwire.outer import SGD, Mix, Rebase
@@ -99,8 +97,8 @@ def test_finishing_in_the_middle_of_a_phase_keeps_its_steps():
 def test_refusals():
     whole = Every(H, overlap=H)
     for outer in (Mix(SGD(), 0.5), Rebase(SGD())):
-        told = re.escape(f"outer step {outer!r} with schedule {whole!r}") + r".*\n.*below 4.*\n.*overlap=3, or leave Mix"
-        with pytest.raises(ConfigError, match=told):
+        told = re.escape(f"outer step {outer!r} with schedule {whole!r}")
+        with pytest.raises(ConfigError, match=told + r".*\n.*below 4.*\n.*overlap=3, or leave Mix"):
             Method(schedule=whole, payload=Delta(), outer=outer)
     Method(schedule=whole, payload=Delta(), outer=Mix(SGD(), 0.0))
     with pytest.raises(ConfigError, match=r"payload Parameters.*overwritten.*\n.*deltas.*\n.*send Delta"):
