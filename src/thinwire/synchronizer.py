@@ -9,10 +9,10 @@ state.
 
 It hooks the optimizer's step. Gradients are combined before the step, everything else after it. Gradient accumulation
 needs nothing: only steps count. Mixed precision: autocast needs nothing; hand a GradScaler over as `scaler`, so that
-members skip steps together. Several optimizers, each over parameters of its own (Muon for matrices, AdamW for the rest),
-are handed over as a list: gradients are combined before the first one's step, and a local step is made once each of them
-has stepped, in whatever order. Clipping: `sync.clip_grad_norm_` clips what the step will use (the combined gradient, if
-the method sends gradients); torch's own clips the member's.
+members skip steps together. Clipping: `sync.clip_grad_norm_` clips what the step will use (the combined gradient, if
+the method sends gradients); torch's own clips the member's. Several optimizers, each over parameters of its own (Muon
+for matrices, AdamW for the rest): a list of them; gradients are combined before the first one's step, and a local step
+is made once each has stepped, in whatever order.
 """
 
 from __future__ import annotations
@@ -359,7 +359,7 @@ class Synchronizer:
         return ConfigError(
             f"local step {self.step + 1}: {what}, and {', '.join(waiting)} has not stepped",
             expected="one step of every optimizer in a local step, in any order",
-            mend="step all optimizers that were handed over in every iteration; with a learning rate of 0 one does nothing",
+            mend="step all that were handed over in every iteration; one with a learning rate of 0 changes nothing",
         )
 
     def _scaled_step(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
@@ -615,8 +615,9 @@ def _check_parameters(model: nn.Module, optimizers: Sequence[torch.optim.Optimiz
     sets = [{id(p) for group in optimizer.param_groups for p in group["params"]} for optimizer in optimizers]
     twice = sum(map(len, sets)) - len(set().union(*sets))
     if twice:
+        names = ", ".join(type(optimizer).__name__ for optimizer in optimizers)
         raise ConfigError(
-            f"{twice} parameter(s) of more than one of {', '.join(type(optimizer).__name__ for optimizer in optimizers)}",
+            f"{twice} parameter(s) of more than one of {names}",
             expected="optimizers over disjoint parameters",
             mend="give each parameter to one of them",
         )
