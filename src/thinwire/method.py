@@ -12,9 +12,9 @@ from thinwire.codecs.base import Codec
 from thinwire.codecs.precision import FP32
 from thinwire.codecs.stages import wants_feedback
 from thinwire.errors import ConfigError
-from thinwire.outer import NoStep, Outer
+from thinwire.outer import Mine, NoStep, Now, Outer
 from thinwire.payloads import Gradient, Payload
-from thinwire.schedules import Every, Schedule
+from thinwire.schedules import Every, Schedule, back_to_back
 from thinwire.topologies import Everyone, Islands, Topology
 
 
@@ -129,7 +129,8 @@ def _check_ends_together(first: Method, switch: int) -> None:
             mend="let the switch be a multiple of `every`, with fragments=1",
         )
     one, zero = torch.ones(1), torch.zeros(1)
-    if bool(first.outer.merge(one, zero, one)):  # what is kept of live parameters 1 if the anchor is 0
+    merged, _ = first.outer.merge(Mine(one, one), zero, {}, Now())  # live parameters 1, anchor 0
+    if bool(merged):
         raise ConfigError(
             f"the first phase's outer step {first.outer!r} keeps a share of every member's own model",
             expected="a first phase that ends with one model on all members: the second one's anchor",
@@ -148,6 +149,12 @@ def _check(method: Method) -> None:
                 "delta": "use outer=SGD(1.0) to average, Nesterov(0.7, 0.9) for DiLoCo",
                 "parameters": "use outer=Average(), or send Delta() to use this outer step",
             }[payload.kind],
+        )
+    if payload.kind == "gradient" and method.schedule.overlap:
+        raise ConfigError(
+            f"payload gradient with schedule {method.schedule!r}: a step waits for the gradients it is made with",
+            expected="gradients without overlap",
+            mend="use Every(1), or send Delta(), whose rounds may end later than they begin",
         )
     if payload.kind == "gradient" and method.schedule.begins(1, 1) != (0,):
         raise ConfigError(
@@ -181,8 +188,45 @@ def _check(method: Method) -> None:
             expected="a mean, or a codec that is decoded before it is merged",
             mend="use Mean(), or another codec",
         )
+    if back_to_back(method.schedule):
+        _check_back_to_back(method)
+    if outer.recalls:
+        _check_recalls(method)
     if method.feedback is not None:
         _check_feedback(method, method.feedback)
+
+
+def _check_back_to_back(method: Method) -> None:
+    if method.payload.kind != "delta":
+        raise ConfigError(
+            f"payload {method.payload!r} with schedule {method.schedule!r}: what local steps did to the model would be "
+            "overwritten with an average from before them",
+            expected="deltas, where a round has all of the time to the next one",
+            mend="send Delta(), or lower the overlap",
+        )
+    if method.outer.mixes:
+        raise ConfigError(
+            f"outer step {method.outer!r} with schedule {method.schedule!r}: the local steps that it would keep are "
+            "sent by the round that begins then, and would count twice",
+            expected=f"an overlap below {method.schedule.period}, or an outer step that keeps none of them",
+            mend=f"overlap={method.schedule.period - 1}, or leave Mix and Rebase out",
+        )
+
+
+def _check_recalls(method: Method) -> None:
+    """An outer step that tells a member's own part from the others' must know what that part was."""
+    if isinstance(method.topology, Islands) or not method.topology.consensus:
+        raise ConfigError(
+            f"outer step {method.outer!r} over {method.topology!r}: a member's own part cannot be told from the rest",
+            expected="members that combine directly, all with all",
+            mend="use topology=Everyone() with this outer step",
+        )
+    if method.aggregator.needs != "sum" or method.aggregator.weighs:
+        raise ConfigError(
+            f"outer step {method.outer!r} with aggregator {method.aggregator!r}: it counts on a share of 1/N for each",
+            expected="a plain mean",
+            mend="use aggregator=Mean()",
+        )
 
 
 def _adds_codes(codec: Codec | Staged) -> bool:

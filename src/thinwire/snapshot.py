@@ -24,6 +24,8 @@ def pack_state(state: FragmentState) -> dict[str, Any]:
     return {
         "anchor": state.anchor,
         "memory": dict(state.memory),
+        "own": dict(state.own),
+        "owed": state.owed,
         "carried": _pack_carried(state.carried),
         "begun": state.begun,
         "committed": state.committed,
@@ -36,6 +38,8 @@ def unpack_state(saved: Mapping[str, Any], device: torch.device) -> FragmentStat
     return FragmentState(
         anchor=saved["anchor"].to(device),
         memory={name: value.to(device) for name, value in saved["memory"].items()},
+        own={name: value.to(device) for name, value in saved["own"].items()},
+        owed=saved["owed"].to(device),
         carried=_unpack_carried(saved["carried"], device),
         begun=saved["begun"],
         committed=saved["committed"],
@@ -64,8 +68,10 @@ def pack_under_way(under_way: UnderWay, rows: Handle[BufferRows] | None) -> dict
         "round": under_way.round,
         "due": under_way.due,
         "counted": list(under_way.counted),
-        "sent": under_way.sent,
+        "live": under_way.live,
+        "x": under_way.x,
         "update": combined.update,
+        "counted_as_ours": combined.counted,
         "carried": _pack_carried(combined.carried),
         "ranks": list(combined.ranks),
         "reason": combined.reason,
@@ -75,11 +81,12 @@ def pack_under_way(under_way: UnderWay, rows: Handle[BufferRows] | None) -> dict
 
 def unpack_under_way(saved: Mapping[str, Any], device: torch.device) -> tuple[UnderWay, Handle[BufferRows] | None]:
     """The inverse of `pack_under_way`: a round that has arrived."""
-    update = None if saved["update"] is None else saved["update"].to(device)
-    combined = Combined(update, _unpack_carried(saved["carried"], device), tuple(saved["ranks"]), saved["reason"])
+    update, counted = (None if v is None else v.to(device) for v in (saved["update"], saved["counted_as_ours"]))
+    carried = _unpack_carried(saved["carried"], device)
+    combined = Combined(update, carried, tuple(saved["ranks"]), saved["reason"], counted)
     under_way = UnderWay(
         saved["fragment"], saved["round"], saved["due"], (saved["counted"][0], saved["counted"][1]),
-        saved["sent"].to(device), _Arrived(combined),
+        saved["live"].to(device), saved["x"].to(device), _Arrived(combined),
     )  # fmt: skip
     rows = saved["buffers"]
     if rows is None:
@@ -93,6 +100,24 @@ def carrying(under_way: UnderWay, change: Callable[[Carried], Carried]) -> Under
     return replace(under_way, result=_Arrived(replace(combined, carried=change(combined.carried))))
 
 
+def is_ours(saved: Mapping[str, Any], link: Link) -> bool:
+    """Whether a state was saved by this member in a group of this size."""
+    return (saved["rank"], saved["members"]) == (link.rank, len(link.members))
+
+
+def owing(state: FragmentState, under_way: UnderWay) -> FragmentState:
+    """The state without a round that parameters hold nothing of any more: what it was to send is owed.
+
+    Together with the local steps since it began, which are counted from the anchor after this.
+    """
+    return replace(state, owed=under_way.x + under_way.live - state.anchor)
+
+
+def without_own(state: FragmentState) -> FragmentState:
+    """The state as another member may take it over."""
+    return replace(state, own={}, owed=state.owed.new_zeros(0))
+
+
 def what_is_ours(saved: Mapping[str, Any], method: Method, link: Link) -> Callable[[Carried], Carried]:
     """What a member takes of saved memories; all members call it.
 
@@ -102,7 +127,7 @@ def what_is_ours(saved: Mapping[str, Any], method: Method, link: Link) -> Callab
 
     saved  the rank and the number of members that the state is of
     """
-    ours = (saved["rank"], saved["members"]) == (link.rank, len(link.members))
+    ours = is_ours(saved, link)
     tracks = method.feedback is not None and method.feedback.tracks
     leads = isinstance(method.bare_codec, Staged) and isinstance(method.topology, Islands)
     forgotten = set() if ours else {"own", "dropped"}

@@ -18,6 +18,7 @@ is made once each has stepped, in whatever order.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -29,15 +30,27 @@ from torch import Tensor, nn
 
 from thinwire import rounds
 from thinwire.buffers import BufferRows, Buffers, average
-from thinwire.collectives import NO_SAMPLES, NOBODY_FINITE, OVERFLOW, Carried, Combined, gather_packets
+from thinwire.collectives import NO_SAMPLES, NOBODY_FINITE, OVERFLOW, Carried, Combined, finite, gather_packets
 from thinwire.errors import ConfigError, DivergedError, LinkError, PeerLost
 from thinwire.fragments import Fragments, digest
 from thinwire.handshake import agree
 from thinwire.links.base import Handle, Link
 from thinwire.method import Method, Phases
+from thinwire.outer import Mine, Now
 from thinwire.packet import Header, Layout, Packet
 from thinwire.rounds import Committed, FragmentState, Outcome, Skipped, Terms, UnderWay
-from thinwire.snapshot import carrying, pack_state, pack_under_way, unpack_state, unpack_under_way, what_is_ours
+from thinwire.schedules import back_to_back
+from thinwire.snapshot import (
+    carrying,
+    is_ours,
+    owing,
+    pack_state,
+    pack_under_way,
+    unpack_state,
+    unpack_under_way,
+    what_is_ours,
+    without_own,
+)
 from thinwire.topologies import Islands
 from thinwire.version import __version__
 
@@ -47,6 +60,7 @@ _PATIENCE_ROUNDS = 3  # a member may contribute nothing finite this often in a r
 _PATIENCE_SCALED = 40  # the same with a GradScaler, which looks for its scale by halving: 2^16 to 2^-24
 _COMPARE_GRADIENT_STEPS = 16  # parameters are compared this often when gradients are sent: they are not free to read
 _COMPARE_ELEMENTS = 1 << 22  # anchors above this size are compared less often, in proportion
+_NOTHING = torch.zeros(0)
 
 
 @dataclass(frozen=True)
@@ -183,6 +197,10 @@ class Synchronizer:
         ]
         self._counted = [(self.step, self._samples)] * self._fragments.count
         self._how = [method.codec.fit(self._fragments.shapes(f)) for f in range(self._fragments.count)]
+        self._outers = [
+            method.outer.fit(self._fragments.names(f), tuple(math.prod(s) for s in self._fragments.shapes(f)))
+            for f in range(self._fragments.count)
+        ]
 
     # --- what a loop may call ------------------------------------------------------------------------------------
 
@@ -249,17 +267,19 @@ class Synchronizer:
 
         Save it beside the model's and the optimizer's: the three together resume to the bit.
 
-        rescue  after a PeerLost: leave out rounds that will not arrive. What they carried is still in the parameters.
+        rescue  after a PeerLost: leave out rounds that will not arrive. What they carried goes with the next ones.
         """
         if not rescue:
             self._check_between_steps()
-        under_way = []
+        under_way, states = [], list(self._states)
         for entry in sorted(self._under_way, key=_order):
             try:
                 under_way.append(pack_under_way(*entry))
             except PeerLost:
                 if not rescue:
                     raise
+                if back_to_back(self._method.schedule):
+                    states[entry[0].fragment] = owing(states[entry[0].fragment], entry[0])
         return {
             "answers": dict(self._plan.answers()),
             "rank": self._link.rank,
@@ -270,7 +290,7 @@ class Synchronizer:
             "counted": [list(pair) for pair in self._counted],
             "committed": self.committed,
             "skipped": self.skipped,
-            "fragments": [pack_state(state) for state in self._states],
+            "fragments": [pack_state(state) for state in states],
             "under_way": under_way,
         }
 
@@ -294,6 +314,9 @@ class Synchronizer:
         self._states = [unpack_state(saved, self._fragments.device) for saved in state["fragments"]]
         self._under_way = [unpack_under_way(saved, self._fragments.device) for saved in state["under_way"]]
         self._carry(what_is_ours(state, self._method, self._link))
+        if not is_ours(state, self._link):
+            self._states = [without_own(state) for state in self._states]
+            self._under_way = [(replace(u, x=torch.zeros_like(u.x)), rows) for u, rows in self._under_way]
         context = agree(self._link, {**self._shared_facts(), "step": str(self.step)})
         self._terms = replace(self._terms, context=context)
 
@@ -441,19 +464,53 @@ class Synchronizer:
 
     def _begin(self, fragment: int, step: int) -> None:
         started = self._link.now()
-        method, state = self._method, self._states[fragment]
-        gradient = method.payload.kind == "gradient"
-        live = self._fragments.gather_gradients(fragment) if gradient else self._fragments.gather(fragment)
-        if method.payload.in_steps:
-            live.mul_(self._rates(fragment))
-        seen = state.anchor if gradient else self._fragments.rounded(fragment, state.anchor)
+        method = self._method
+        live, x = self._selected(fragment)
+        if back_to_back(method.schedule):
+            paused = self._link.now()
+            x = self._turn(fragment, live, x)
+            live = self._fragments.gather(fragment)
+            started += self._link.now() - paused  # counted there
+        state = self._states[fragment]
         under_way, self._states[fragment] = rounds.begin(
-            method, self._terms, self._link, fragment, step, live, self._weight(fragment, step), state,
-            how=self._how[fragment], seen=seen, shared=self._shared(fragment, state), counted=(step, self._samples),
+            method, self._terms, self._link, fragment, step, live, x, self._weight(fragment, step), state,
+            how=self._how[fragment], shared=self._shared(fragment, state), counted=(step, self._samples),
         )  # fmt: skip
         rows = self._exchange_buffers(under_way.round) if fragment == 0 and self._buffers else None
         self._under_way.append((under_way, rows))
         self.timing += Timing(apply_s=self._link.now() - started)
+
+    def _selected(self, fragment: int) -> tuple[Tensor, Tensor]:
+        """Gradients or parameters, and what of them is to be sent.  both [n]"""
+        method, state = self._method, self._states[fragment]
+        if method.payload.kind == "gradient":
+            live = self._fragments.gather_gradients(fragment)
+            if method.payload.in_steps:
+                live.mul_(self._rates(fragment))
+            return live, method.payload.select(live, state.anchor)
+        live = self._fragments.gather(fragment)
+        entry = self._last_of(fragment) if back_to_back(method.schedule) else None
+        start = self._fragments.rounded(fragment, state.anchor) if entry is None else entry[0].live
+        x = method.payload.select(live, start)
+        return live, x + state.owed if state.owed.numel() else x
+
+    def _last_of(self, fragment: int) -> tuple[UnderWay, Handle[BufferRows] | None] | None:
+        """The fragment's round that is under way."""
+        return next((entry for entry in self._under_way if entry[0].fragment == fragment), None)
+
+    def _turn(self, fragment: int, live: Tensor, x: Tensor) -> Tensor:
+        """End the fragment's last round as its next one begins, and set the parameters to where local steps go on from.
+
+        returns  [n] what the next round sends: x, and what the last one was to send if it had no effect
+        """
+        entry = self._last_of(fragment)
+        if entry is None:
+            self._merge(fragment, Mine(live, live, fresh=x, members=len(self._link.members)))
+            all_of_it = x
+        else:
+            all_of_it = self._finish(entry, x)
+        self._states[fragment] = replace(self._states[fragment], owed=x.new_zeros(0))
+        return all_of_it
 
     def _exchange_buffers(self, number: int) -> Handle[BufferRows]:
         ranks = rounds.witnesses(self._method, self._link, self._terms.key(number, 0))
@@ -474,7 +531,12 @@ class Synchronizer:
             return None
         return self._fragments.gather(fragment) if gradient else state.anchor
 
-    def _finish(self, entry: tuple[UnderWay, Handle[BufferRows] | None]) -> None:
+    def _finish(self, entry: tuple[UnderWay, Handle[BufferRows] | None], fresh: Tensor = _NOTHING) -> Tensor:
+        """Take a round's result in.
+
+        fresh    [n] what the fragment's next round sends, if that begins now; else empty
+        returns  the same, and what this round was to send if it had no effect
+        """
         under_way, rows = entry
         fragment, before = under_way.fragment, self._link.now()
         combined = under_way.result.wait()
@@ -482,13 +544,16 @@ class Synchronizer:
         arrived = self._link.now()
         self._under_way.remove(entry)
         due = rounds.witnesses(self._method, self._link, self._terms.key(under_way.round, fragment))
-        state, outcome = rounds.finish(self._method, under_way, combined, self.step, self._states[fragment], due)
+        state, outcome = rounds.finish(
+            self._outers[fragment], under_way, combined, self.step, self._states[fragment], due, self._lr()
+        )
         self._states[fragment] = state
         if isinstance(outcome, Skipped):
             self._on_skipped(outcome, state)
+            fresh = self._owe(under_way, fresh)
         else:
             self._counted[fragment] = under_way.counted
-            self._apply(under_way, combined, outcome)
+            self._apply(under_way, combined, outcome, fresh)
             if buffers is not None:
                 self._buffers.scatter(*average(buffers, outcome.ranks))
             self._on_committed(outcome, state, due)
@@ -502,26 +567,64 @@ class Synchronizer:
         )
         if self._observer is not None:
             self._observer(outcome)
+        return fresh
 
-    def _apply(self, under_way: UnderWay, combined: Combined, outcome: Committed) -> None:
+    def _lr(self) -> float:
+        """The inner learning rate, of the optimizer's first group."""
+        return float(self._optimizers[0].param_groups[0]["lr"])
+
+    def _owe(self, under_way: UnderWay, fresh: Tensor) -> Tensor:
+        """A round had no effect. Unless parameters still hold what it was to send, the next one sends it too."""
+        fragment = under_way.fragment
+        if not back_to_back(self._method.schedule) or not finite(under_way.x):
+            return fresh
+        if not fresh.numel():
+            self._states[fragment] = owing(self._states[fragment], under_way)
+            return fresh
+        fresh = fresh + under_way.x
+        live = self._fragments.gather(fragment)
+        self._merge(fragment, Mine(live, under_way.live, fresh=fresh, members=len(self._link.members)))
+        return fresh
+
+    def _merge(self, fragment: int, mine: Mine) -> None:
+        """Set the live parameters to what the outer step makes of them."""
+        state = self._states[fragment]
+        now = Now(state.committed, self._lr())
+        if not finite(mine.fresh):
+            self._start_over(fragment)
+            return
+        merged, own = self._outers[fragment].merge(mine, state.anchor, state.own, now)
+        if not mine.fresh.numel() and back_to_back(self._method.schedule):  # nothing begins: local steps stay
+            merged = merged + (mine.live - mine.sent)
+        self._fragments.scatter(fragment, merged)
+        self._states[fragment] = replace(state, own=own)
+
+    def _start_over(self, fragment: int) -> None:
+        """Take the common model with a fresh inner state: this member's own values are not finite."""
+        state = self._states[fragment]
+        self._fragments.scatter(fragment, state.anchor)
+        self._states[fragment] = replace(state, own={})
+        named = dict(self._model.named_parameters())
+        for name in self._fragments.names(fragment):
+            for optimizer in self._optimizers:
+                optimizer.state.pop(named[name], None)
+
+    def _apply(self, under_way: UnderWay, combined: Combined, outcome: Committed, fresh: Tensor) -> None:
         """Write the result into the model: gradients before a step, parameters after it."""
-        fragment, state = under_way.fragment, self._states[under_way.fragment]
+        fragment = under_way.fragment
         assert combined.update is not None
         if self._method.payload.kind == "gradient":
             if self._method.payload.in_steps:
                 rates = self._rates(fragment)
                 self._fragments.scatter_gradients(fragment, (combined.update / rates).masked_fill_(rates == 0, 0.0))
-            elif combined.update.data_ptr() != under_way.sent.data_ptr():  # else nobody's but its own came back
+            elif combined.update.data_ptr() != under_way.live.data_ptr():  # else nobody's but its own came back
                 self._fragments.scatter_gradients(fragment, combined.update)
-        elif self._link.rank in outcome.ranks:
-            live = self._fragments.gather(fragment)
-            self._fragments.scatter(fragment, self._method.outer.merge(live, state.anchor, under_way.sent))
-        else:  # this member's own values were not finite: it takes the others' model, with a fresh inner state
-            self._fragments.scatter(fragment, state.anchor)
-            named = dict(self._model.named_parameters())
-            for name in self._fragments.names(fragment):
-                for optimizer in self._optimizers:
-                    optimizer.state.pop(named[name], None)
+        elif self._link.rank in outcome.ranks or fresh.numel():
+            live, members = self._fragments.gather(fragment), len(outcome.ranks)
+            mine = Mine(live, under_way.live, combined.update, combined.counted, fresh, members)
+            self._merge(fragment, mine)
+        else:
+            self._start_over(fragment)
 
     def _rates(self, fragment: int) -> Tensor:
         """Learning rates of a fragment's parameters, 1 for those that the optimizer lacks.  [n], or [] if all alike"""

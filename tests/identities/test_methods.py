@@ -67,6 +67,10 @@ METHODS = {
     "streaming": streaming_diloco(every=4, fragments=2, overlap=1),
     "streaming deep": streaming_diloco(every=6, fragments=3, overlap=4, codec=int8()),
     "streaming rebase": streaming_diloco(every=4, fragments=2, overlap=2).but(outer=Rebase(Nesterov(0.4, 0.9))),
+    "delayed": diloco(every=3).but(schedule=Every(3, overlap=3), outer=SGD(0.7)),
+    "delayed fragments": diloco(every=4, codec=topk(1 / 4)).but(
+        schedule=Every(4, overlap=4), payload=Delta(2), outer=SGD(0.5, 0.3)
+    ),
     "flasc": flasc(every=3),
     "diloco randk": diloco(every=3, codec=randk(1 / 4)),
     "diloco rows": diloco(every=3, codec=rows(1 / 4, width=8) | int8()),
