@@ -10,14 +10,16 @@ state.
 It hooks the optimizer's step. Gradients are combined before the step, everything else after it. Gradient accumulation
 needs nothing: only steps count. Mixed precision: autocast needs nothing; hand a GradScaler over as `scaler`, so that
 members skip steps together. Clipping: `sync.clip_grad_norm_` clips what the step will use (the combined gradient, if
-the method sends gradients); torch's own clips the member's.
+the method sends gradients); torch's own clips the member's. Several optimizers, each over parameters of its own (Muon
+for matrices, AdamW for the rest): a list of them; gradients are combined before the first one's step, and a local step
+is made once each has stepped, in whatever order.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -88,9 +90,12 @@ class Timing:
         )
 
 
+Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer]
+
+
 def synchronize(
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizers,
     method: Method | Phases,
     link: Link,
     *,
@@ -102,7 +107,7 @@ def synchronize(
 
     model      any module; its trainable parameters are synchronised, tied ones once, frozen ones not. Persistent
                buffers become the members' mean (integers: the maximum) with every round of fragment 0
-    optimizer  any torch optimizer over parameters of the model
+    optimizer  any torch optimizer over parameters of the model, or several over disjoint ones
     seed       of shared randomness (random pairs, stochastic rounding); the same on all members
     scaler     the GradScaler, if there is one
     observer   called with the outcome of every round
@@ -117,7 +122,7 @@ class Synchronizer:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizers,
         method: Method | Phases,
         link: Link,
         *,
@@ -125,13 +130,15 @@ class Synchronizer:
         scaler: torch.amp.GradScaler | None,
         observer: Callable[[Outcome], None] | None,
     ) -> None:
-        _check_parameters(model, optimizer)
-        _check_momentum(optimizer, method)
+        self._optimizers = (optimizer,) if isinstance(optimizer, torch.optim.Optimizer) else tuple(optimizer)
+        _check_parameters(model, self._optimizers)
+        for each in self._optimizers:
+            _check_momentum(each, method)
         self.step = 0
         self.committed = 0
         self.skipped = 0
         self.timing = Timing()
-        self._model, self._optimizer, self._link = model, optimizer, link
+        self._model, self._link = model, link
         self._plan, self._seed, self._scaler, self._observer = method, seed, scaler, observer
         self._buffers = Buffers(model)
         self._terms = Terms(0, seed)
@@ -139,7 +146,7 @@ class Synchronizer:
         self._counts_samples = False
         self._gradients_are_combined = False
         self._all_overflown = False
-        self._stepped = False
+        self._stepped: list[torch.optim.Optimizer] = []  # of this iteration
         self._made = 0
         self._clock = Clock(link.now)
         self._under_way: list[tuple[UnderWay, Handle[BufferRows] | None]] = []
@@ -150,10 +157,9 @@ class Synchronizer:
 
     def __enter__(self) -> Synchronizer:
         self._terms = Terms(agree(self._link, self._facts()), self._seed)
-        self._hooks = [
-            self._optimizer.register_step_pre_hook(self._before_step),
-            self._optimizer.register_step_post_hook(self._after_step),
-        ]
+        for optimizer in self._optimizers:
+            self._hooks.append(optimizer.register_step_pre_hook(self._before_step))
+            self._hooks.append(optimizer.register_step_post_hook(self._after_step))
         if self._scaler is not None:
             self._scaler.step = self._scaled_step  # type: ignore[method-assign]
         self._clock.resume()
@@ -164,6 +170,7 @@ class Synchronizer:
     ) -> None:
         try:
             if error is None:
+                self._check_between_steps()
                 self.finish()
         finally:
             for hook in self._hooks:
@@ -182,7 +189,7 @@ class Synchronizer:
         weights = digest(*self._model.parameters(), *self._buffers.persistent()).hex()
         facts = {"version": __version__, "model": self._fragments.schema(), "weights": weights, "seed": str(self._seed)}
         if self._method.payload.kind == "gradient":  # members take the same steps; after deltas each takes its own
-            facts["optimizer"] = _settings(self._optimizer)
+            facts["optimizer"] = "; ".join(map(_settings, self._optimizers))
         return facts | answers
 
     def _enter_phase(self, method: Method) -> None:
@@ -281,6 +288,8 @@ class Synchronizer:
 
         rescue  after a PeerLost: leave out rounds that will not arrive. What they carried goes with the next ones.
         """
+        if not rescue:
+            self._check_between_steps()
         under_way, states = [], list(self._states)
         for entry in sorted(self._under_way, key=_order):
             try:
@@ -362,6 +371,7 @@ class Synchronizer:
     # --- hooks ---------------------------------------------------------------------------------------------------
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._check_turn(optimizer)
         if self._method_ahead().payload.kind == "gradient":
             closure = kwargs.get("closure") or (args[1] if len(args) > 1 else None)
             if closure is not None:
@@ -373,7 +383,31 @@ class Synchronizer:
             self.combine_gradients()
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._tick()
+        self._count_step(optimizer)
+
+    def _count_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """A local step is made once every optimizer has stepped."""
+        self._stepped.append(optimizer)
+        if len(self._stepped) == len(self._optimizers):
+            self._stepped = []
+            self._tick()
+
+    def _check_turn(self, optimizer: torch.optim.Optimizer) -> None:
+        if any(each is optimizer for each in self._stepped):
+            raise self._uneven(f"{type(optimizer).__name__} is to step twice")
+
+    def _check_between_steps(self) -> None:
+        if self._stepped:
+            raise self._uneven("training ended, or its state was asked for, in the middle of a local step")
+
+    def _uneven(self, what: str) -> ConfigError:
+        stepped = [any(each is optimizer for each in self._stepped) for optimizer in self._optimizers]
+        waiting = [type(each).__name__ for each, done in zip(self._optimizers, stepped, strict=True) if not done]
+        return ConfigError(
+            f"local step {self.step + 1}: {what}, and {', '.join(waiting)} has not stepped",
+            expected="one step of every optimizer in a local step, in any order",
+            mend="step all that were handed over in every iteration; one with a learning rate of 0 changes nothing",
+        )
 
     def _scaled_step(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
         """GradScaler.step that keeps members together: a member with overflown gradients abstains, and none waits.
@@ -384,28 +418,30 @@ class Synchronizer:
         scaler = self._scaler
         assert scaler is not None
         plain_step = type(scaler).step
-        if optimizer is not self._optimizer:
+        if all(optimizer is not each for each in self._optimizers):
             return plain_step(scaler, optimizer, *args, **kwargs)
+        self._check_turn(optimizer)
         if self._method_ahead().payload.kind != "gradient":
-            self._stepped = False
+            before = (self.step, len(self._stepped))
             result = plain_step(scaler, optimizer, *args, **kwargs)
-            if not self._stepped:
-                self._tick()
+            if (self.step, len(self._stepped)) == before:
+                self._count_step(optimizer)
             return result
         self.combine_gradients()
         if self._all_overflown:
-            self._tick()
+            self._count_step(optimizer)
             return None
         return optimizer.step(*args, **kwargs)
 
     def _unscale(self) -> None:
         if self._scaler is None:
             return
-        try:
-            self._scaler.unscale_(self._optimizer)
-        except RuntimeError as error:  # once a step is enough: the loop has done it already, to clip
-            if "already been called" not in str(error):
-                raise
+        for optimizer in self._optimizers:
+            try:
+                self._scaler.unscale_(optimizer)
+            except RuntimeError as error:  # once a step is enough: the loop has done it already, to clip
+                if "already been called" not in str(error):
+                    raise
 
     # --- the order of things -------------------------------------------------------------------------------------
 
@@ -428,7 +464,6 @@ class Synchronizer:
 
     def _tick(self) -> None:
         """A local step was made: begin the rounds that are due, then apply those that are."""
-        self._stepped = True
         method = self._method_ahead()
         before, self.step = self.step, self._step_after()
         self._made += 1
@@ -601,7 +636,7 @@ class Synchronizer:
 
     def _lr(self) -> float:
         """The inner learning rate, of the optimizer's first group."""
-        return float(self._optimizer.param_groups[0]["lr"])
+        return float(self._optimizers[0].param_groups[0]["lr"])
 
     def _owe(self, under_way: UnderWay, fresh: Tensor) -> Tensor:
         """A round had no effect. Unless parameters still hold what it was to send, the next one sends it too."""
@@ -636,7 +671,8 @@ class Synchronizer:
         self._states[fragment] = replace(state, own={})
         named = dict(self._model.named_parameters())
         for name in self._fragments.names(fragment):
-            self._optimizer.state.pop(named[name], None)
+            for optimizer in self._optimizers:
+                optimizer.state.pop(named[name], None)
 
     def _apply(self, under_way: UnderWay, combined: Combined, outcome: Committed, fresh: Tensor) -> None:
         """Write the result into the model: gradients before a step, parameters after it."""
@@ -657,7 +693,8 @@ class Synchronizer:
 
     def _rates(self, fragment: int) -> Tensor:
         """Learning rates of a fragment's parameters, 1 for those that the optimizer lacks.  [n], or [] if all alike"""
-        rate_of = {id(p): float(group["lr"]) for group in self._optimizer.param_groups for p in group["params"]}
+        groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
+        rate_of = {id(p): float(group["lr"]) for group in groups for p in group["params"]}
         named, device = dict(self._model.named_parameters()), self._fragments.device
         parts = [named[name] for name in self._fragments.names(fragment)]
         rates = [rate_of.get(id(p), 1.0) for p in parts]
@@ -726,15 +763,31 @@ def _order(entry: tuple[UnderWay, Handle[BufferRows] | None]) -> tuple[int, int]
     return entry[0].due, entry[0].fragment
 
 
-def _check_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def _check_parameters(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    if not optimizers:
+        raise ConfigError(
+            "no optimizer was handed over",
+            expected="an optimizer, or several over disjoint parameters",
+            mend="synchronize(model, [muon, adamw], method, link)",
+        )
     ours = {id(p) for p in model.parameters()}
-    strangers = [p for group in optimizer.param_groups for p in group["params"] if id(p) not in ours]
+    held = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+    strangers = [p for p in held if id(p) not in ours]
     if strangers:
         raise ConfigError(
             f"the optimizer holds {len(strangers)} parameter(s) that the model does not have, "
             f"the first of shape {tuple(strangers[0].shape)}",
             expected="an optimizer over parameters of the model that is synchronised",
             mend="put all trained modules into one nn.ModuleList and synchronise that",
+        )
+    sets = [{id(p) for group in optimizer.param_groups for p in group["params"]} for optimizer in optimizers]
+    twice = sum(map(len, sets)) - len(set().union(*sets))
+    if twice:
+        names = ", ".join(type(optimizer).__name__ for optimizer in optimizers)
+        raise ConfigError(
+            f"{twice} parameter(s) of more than one of {names}",
+            expected="optimizers over disjoint parameters",
+            mend="give each parameter to one of them",
         )
 
 
