@@ -209,6 +209,8 @@ def _check(method: Method) -> None:
         _check_back_to_back(method)
     if outer.recalls:
         _check_recalls(method)
+    if outer.apart:
+        _check_apart(method)
     if method.feedback is not None:
         _check_feedback(method, method.feedback)
 
@@ -256,6 +258,18 @@ def _check_back_to_back(method: Method) -> None:
             "sent by the round that begins then, and would count twice",
             expected=f"an overlap below {method.schedule.period}, or an outer step that keeps none of them",
             mend=f"overlap={method.schedule.period - 1}, or leave Mix and Rebase out",
+        )
+
+
+def _check_apart(method: Method) -> None:
+    """Members that take over only what was sent must have sent the same entries, or a mean means nothing."""
+    codec = method.bare_codec
+    alike = isinstance(codec, Codec) and not any(c.selects and not c.traits.linear for c in codec.leads)
+    if not alike:
+        raise ConfigError(
+            f"outer step {method.outer!r} with codec {method.codec.spec}: each member selects entries of its own",
+            expected="a codec that selects alike on all members, or nothing: randk, fp32, int8",
+            mend="use randk(share), by itself or with another codec after it: randk(0.01) | bf16",
         )
 
 

@@ -243,8 +243,8 @@ class Synchronizer:
 
     @property
     def has_consensus(self) -> bool:
-        """Whether all members hold one model after every round; without, each has its own (gossip)."""
-        return self._method.topology.consensus
+        """Whether all members agree on one model with every round; without, each has its own (gossip)."""
+        return self._method.topology.consensus and not self._method.outer.apart
 
     def consensus(self) -> list[Tensor]:
         """The model as all members have it, one float32 vector a fragment.
@@ -252,7 +252,7 @@ class Synchronizer:
         Anchors if there are any, else the parameters. If every member has a model of its own (gossip), their mean:
         all members must call it then.
         """
-        if not self._method.topology.consensus:
+        if not self.has_consensus:
             return [self._mean_of_all(self._fragments.gather(f)) for f in range(self._fragments.count)]
         if self._method.payload.kind == "gradient":
             return [self._fragments.gather(f) for f in range(self._fragments.count)]
