@@ -9,6 +9,7 @@ from thinwire.version import __version__
 
 if TYPE_CHECKING:
     from thinwire import hooks
+    from thinwire.asynchronous import Asynchronous, DelayedNesterov, asynchronous
     from thinwire.errors import (
         ConfigError,
         DivergedError,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 #: Public names and where they live; loaded when they are asked for, so that `thinwire --version` need not load torch.
 _PLACES = {
+    "asynchronous": ["Asynchronous", "DelayedNesterov", "asynchronous"],
     "errors": [
         "ConfigError",
         "DivergedError",
@@ -75,7 +77,9 @@ _ROOMS = ("hooks",)
 _MODULES = {name: module for module, names in _PLACES.items() for name in names}
 
 __all__ = [
+    "Asynchronous",
     "ConfigError",
+    "DelayedNesterov",
     "DivergedError",
     "LinkError",
     "Method",
@@ -87,6 +91,7 @@ __all__ = [
     "Synchronizer",
     "ThinwireError",
     "__version__",
+    "asynchronous",
     "broadcast",
     "demo",
     "dgc",
