@@ -9,7 +9,6 @@ from thinwire.version import __version__
 
 if TYPE_CHECKING:
     from thinwire import hooks
-    from thinwire.asynchronous import Asynchronous, DelayedNesterov, asynchronous
     from thinwire.errors import (
         ConfigError,
         DivergedError,
@@ -37,11 +36,12 @@ if TYPE_CHECKING:
         sparta,
         streaming_diloco,
     )
+    from thinwire.pushes import Asynchronous, DelayedNesterov, asynchronous
     from thinwire.synchronizer import Synchronizer, synchronize
 
 #: Public names and where they live; loaded when they are asked for, so that `thinwire --version` need not load torch.
 _PLACES = {
-    "asynchronous": ["Asynchronous", "DelayedNesterov", "asynchronous"],
+    "pushes": ["Asynchronous", "DelayedNesterov", "asynchronous"],
     "errors": [
         "ConfigError",
         "DivergedError",

@@ -14,6 +14,7 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / 
 
 import thinwire  # noqa: E402
 from small import adamw, batch, loss_of, make_model, train  # noqa: E402
+from thinwire.codecs import int8  # noqa: E402
 
 
 def every_method(link):
@@ -98,7 +99,7 @@ def asynchronous(link):
     """Pushes as they come, member 1 more slowly, until all have made thirty; overlapped with local steps."""
     model = make_model()
     optimizer = adamw(model)
-    options = {"every": 4, "overlap": 2, "until": 30, "codec": thinwire.codecs.int8}
+    options = {"every": 4, "overlap": 2, "until": 30, "codec": int8}
     with thinwire.asynchronous(model, optimizer, link, **options) as sync:
         while not sync.over:
             loss_of(model, *batch(sync.step, link.rank)).backward()

@@ -11,11 +11,11 @@ from torch import Tensor
 import thinwire
 from small import batch, loss_of, make_model
 from thinwire import ConfigError, Network
-from thinwire.asynchronous import DelayedNesterov, Held, Pushed, asynchronous
 from thinwire.codecs import bf16, feedback, int8, parse, topk
 from thinwire.links.base import Link
 from thinwire.links.local import run
 from thinwire.outer import Nesterov, Now
+from thinwire.pushes import DelayedNesterov, Held, Pushed, asynchronous
 
 # --- the rule --------------------------------------------------------------------------------------------------------
 
