@@ -186,15 +186,17 @@ def _scatter_gather(work: Work, route: Group, leg: Leg) -> Outcome:
     bounds = dict(zip(ranks, shards(x.numel(), len(ranks)), strict=True))
     sizes = {rank: end - begin for rank, (begin, end) in bounds.items()}
     parts = {rank: codec.part(*bounds[rank]) for rank in ranks}
-    keys = {owner: {sender: mix(leg.key, 0, sender, owner) for sender in ranks} for owner in ranks}
+    of_mine = {owner: mix(leg.key, 0, ex.rank, owner) for owner in ranks}
+    for_mine = {sender: mix(leg.key, 0, sender, ex.rank) for sender in ranks}
+    header = leg.header(ex)
     packets = {
-        rank: Packet(codec.spec, sizes[rank], parts[rank].encode(x[begin:end], keys[rank][ex.rank]), leg.header(ex))
+        rank: Packet(codec.spec, sizes[rank], parts[rank].encode(x[begin:end], of_mine[rank]), header)
         for rank, (begin, end) in bounds.items()
     }
     arrived = _to_owners(work, route, leg, packets, parts[ex.rank], sizes)
     mine, part = sizes[ex.rank], parts[ex.rank]
     contributions = {**arrived, ex.rank: packets[ex.rank]}
-    read_of = decode_all(work, contributions, part, mine, keys[ex.rank], x.device)
+    read_of = decode_all(work, contributions, part, mine, for_mine, x.device)
     share = _share(contributions, read_of) if leg.tracks and read_of is not None else 1.0
     merged = None if read_of is None else merge(leg.rule, *rows_of(read_of.values(), x[:mine]))
     flags = Flag.FAILED if read_of is None else Flag.ABSTAINS if merged is None else 0
@@ -210,7 +212,7 @@ def _scatter_gather(work: Work, route: Group, leg: Leg) -> Outcome:
     combined = _joined(work, collected, parts, sizes, finals, x)
     sent = None
     if leg.tells:
-        read = (parts[rank].decode(p.fields, sizes[rank], keys[rank][ex.rank]) for rank, p in packets.items())
+        read = (parts[rank].decode(p.fields, sizes[rank], of_mine[rank]) for rank, p in packets.items())
         sent = torch.cat(list(read))
     return Outcome(None if combined is None else torch.cat([part for part, _ in combined]), sent, dropped)
 
