@@ -10,7 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch.distributed as dist
-from member import Member
+from member import Member, flat
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
@@ -28,7 +28,7 @@ def main() -> None:
         )
         model.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
     optimizer = work.optimizer(model.parameters())
-    work.begin(model)
+    work.begin(lambda: flat(model))
     for _ in work.steps():
         work.loss(model).backward()
         work.clip(model)

@@ -4,7 +4,8 @@ options  local: whether peers step on their own gradients (use_local_updates); e
          that target_batch_size is every * members * batch; delay: for global batches, whether averaging and the step
          run beside the next epoch (delay_grad_averaging, delay_optimizer_step)
 
-Float16 compression everywhere and matchmaking of 3 seconds are what its own guide recommends for small runs.
+Peers hold no common model with local updates, only nearly equal ones: member 0 hands over its own. Float16
+compression everywhere and matchmaking of 3 seconds are what its own guide recommends for small runs.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 import hivemind
 import torch
 from hivemind.compression import Float16Compression
-from member import Member
+from member import Member, flat
 
 _MATCHMAKING_S = 3.0
 
@@ -58,7 +59,7 @@ def main() -> None:
         tracker_opts={"min_refresh_period": 0.1, "default_refresh_period": 0.5}, **how,
     )  # fmt: skip
     torch.set_num_threads(1)
-    work.begin(model)
+    work.begin(lambda: flat(model))
     for _ in work.steps():
         optimizer.zero_grad()
         work.loss(model).backward()

@@ -8,10 +8,19 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from member import Member
+from member import Member, flat
+from torch import Tensor, nn
 
 import thinwire
 from thinwire.config import MethodOptions
+
+
+def consensus(model: nn.Module, sync: thinwire.Synchronizer) -> Tensor:
+    """The anchors; with methods that have none in common (gossip), member 0's model."""
+    if not sync.has_consensus:
+        return flat(model)
+    with sync.evaluating():
+        return flat(model)
 
 
 def main() -> None:
@@ -24,7 +33,7 @@ def main() -> None:
         thinwire.join() as link,
         thinwire.synchronize(model, optimizer, method, link, seed=work.seed) as sync,
     ):
-        work.begin(model)
+        work.begin(lambda: consensus(model, sync))
         for _ in work.steps():
             work.loss(model).backward()
             sync.clip_grad_norm_(work.work["clip_norm"])

@@ -6,17 +6,19 @@ options  algorithm: local_sgd or diloco; every; for diloco: outer_lr, momentum, 
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-from member import Member
-from torch import nn
+from member import LastMean, Member, flat
+from torch import Tensor, nn
 from torch.distributed import TCPStore
 from torchft.local_sgd import DiLoCo, LocalSGD
 from torchft.manager import Manager
@@ -70,6 +72,27 @@ def synchronized(
     )  # fmt: skip
 
 
+def consensus(work: Member, model: nn.Module, rounds: Any) -> Callable[[], Tensor]:
+    """What all replica groups agreed on last: the average, or DiLoCo's copy of the global parameters."""
+    if not isinstance(rounds, DiLoCo):
+        return LastMean(model, work.options["every"])
+    shown = copy.deepcopy(model)
+    here = {id(mine): theirs for mine, theirs in zip(model.parameters(), shown.parameters(), strict=True)}
+    agreed = [
+        (here[id(parameter)], fragment.original_parameters[name])
+        for fragment in rounds._fragments
+        for name, parameter in fragment._model_fragment.named_parameters()
+    ]
+
+    @torch.no_grad()
+    def global_model() -> Tensor:
+        for parameter, value in agreed:
+            parameter.copy_(value)
+        return flat(shown)
+
+    return global_model
+
+
 def main() -> None:
     work = Member(Path(sys.argv[1]))
     here, limit = address(work.rank), timedelta(seconds=300)
@@ -91,13 +114,16 @@ def main() -> None:
         lighthouse_addr=f"http://{address(0)}:{_LIGHTHOUSE_PORT}", replica_id=f"member-{work.rank}", hostname=here,
         init_sync=False,
     )  # fmt: skip
-    with synchronized(work, manager, model, inner):
-        work.begin(model)
+    with synchronized(work, manager, model, inner) as rounds:
+        shown = consensus(work, model, rounds)
+        work.begin(shown)
         for _ in work.steps():
             work.loss(model).backward()
             work.clip(model)
             inner.step()
             inner.zero_grad()
+            if isinstance(shown, LastMean):
+                shown.stepped()
             work.stepped()
 
 

@@ -1,7 +1,7 @@
 """Peers and thinwire on the same work, hosts and links: loss against wall-clock and bytes at the interface.
 
     sudo python benchmarks/peers/run.py DATA.txt [--rates 20mbit ...] [--seeds 0 1 2] [--only NAME ...]
-         [--families local ours] [--seconds 60] [--again] [--list]
+         [--families peers ours] [--seconds 60] [--again] [--list]
 
 A finished run is a line of benchmarks/results/peers.jsonl and is not done again; so the matrix fills over time, and two
 of these may run at once on different parts of it. report.py makes the table and the plots. What is run and by which
@@ -36,12 +36,11 @@ CACHE = HERE.parent / "cache"
 HOSTS = 4
 RATES = ("5mbit", "20mbit", "100mbit", "unlimited")
 WORK: dict[str, Any] = {
-    "size": "0.9M", "context": 32, "batch_size": 4, "lr": 2e-3, "clip_norm": 1.0, "validation_windows": 128,
-    "pace_s": 0.1, "keep_every": 20,
+    "size": "3M", "context": 32, "batch_size": 4, "lr": 1e-3, "clip_norm": 1.0, "validation_windows": 128,
+    "pace_s": 0.2, "keep_every": 10,
 }  # fmt: skip
-#: How long a run lasts. Every-step training at the rates where it is slow gets the ten minutes it is judged by.
-SECONDS = {"every step": {"5mbit": 600, "20mbit": 600, "100mbit": 120, "unlimited": 60}}
-SECONDS_LOCAL = 60
+SECONDS = 60
+SECONDS_SLOW = {"5mbit": 600, "20mbit": 600, "100mbit": 300, "unlimited": 60}
 _SETUP_LIMIT_S = 120
 _LAST_S = 1.0  # for what was written when time was up to arrive
 
@@ -50,8 +49,7 @@ Line = dict[str, Any]
 
 def seconds_of(contender: Contender, rate: str) -> float:
     """The length of a run."""
-    slow = contender.family == "every step" or contender.options.get("method") == "ddp"
-    return SECONDS["every step"][rate] if slow else SECONDS_LOCAL
+    return SECONDS_SLOW[rate] if contender.slow else SECONDS
 
 
 def python_of(contender: Contender) -> Path:
@@ -84,7 +82,8 @@ def run(contender: Contender, data: str, rate: str, seed: int, seconds: float) -
         notes = [_notes(folder, rank) for rank in range(HOSTS)]
         if not all(notes):
             return line | {"failed": ended or "did not start", "said": _said(folder)}
-        line |= _told(notes, seconds) | {"losses": _losses(work, folder, notes)}
+        line |= _told(notes, seconds)
+        line |= {"losses": _losses(work, folder, line["steps"])}
         if ended:
             line |= {"failed": ended, "said": _said(folder)}
         return line
@@ -126,28 +125,31 @@ def _notes(folder: Path, rank: int) -> list[list[float]]:
 
 
 def _told(notes: Sequence[Sequence[Sequence[float]]], seconds: float) -> Line:
-    """When each step was made by all, and what a host had sent by then, in the mean over hosts."""
+    """When member 0 had made each step, and what a host had sent by then, in the mean over hosts."""
     start = max(member[0][1] for member in notes)
     steps = []
     for rows in zip(*notes, strict=False):
-        at = max(row[1] for row in rows) - start
+        at = rows[0][1] - start
         if at <= seconds:
             sent = [row[2] - member[0][2] for row, member in zip(rows, notes, strict=True)]
             steps.append([round(at, 3), round(statistics.mean(sent))])
     return {"steps": len(steps) - 1, "curve": steps}
 
 
-def _losses(work: Line, folder: Path, notes: Sequence[Sequence[Sequence[float]]]) -> list[tuple[int, float]]:
-    """Of the mean over members' models, at the steps where all of them left one."""
+def _losses(work: Line, folder: Path, steps: int) -> list[tuple[int, float]]:
+    """Of the models that member 0 left."""
     torch.set_num_threads(1)
     task, found = text_task(work), []
     model = task.model()
-    for step in range(min(map(len, notes))):
-        files = [folder / f"weights-{step}-{rank}" for rank in range(HOSTS)]
-        if is_marked(step, work["keep_every"]) and all(file.exists() for file in files):
-            flat = sum(torch.frombuffer(bytearray(file.read_bytes()), dtype=torch.float32) for file in files) / HOSTS
-            torch.nn.utils.vector_to_parameters(flat, model.parameters())
-            found.append((step, round(task.evaluate(model)["loss"], 4)))
+    before, loss = b"", 0.0
+    for step in range(1, steps + 1):
+        file = folder / f"weights-{step}"
+        if is_marked(step, work["keep_every"]) and file.exists():
+            if (weights := file.read_bytes()) != before:  # between rounds the model they agree on stays the same
+                flat = torch.frombuffer(bytearray(weights), dtype=torch.float32)
+                torch.nn.utils.vector_to_parameters(flat, model.parameters())
+                loss, before = round(task.evaluate(model)["loss"], 4), weights
+            found.append((step, loss))
     return found
 
 
@@ -163,7 +165,8 @@ def main() -> None:
     parser.add_argument("--rates", nargs="+", default=RATES, choices=RATES)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", metavar="NAME", help="contenders whose names contain one of these")
-    parser.add_argument("--families", nargs="+", default=["every step", "local", "ours"])
+    parser.add_argument("--exact", action="store_true", help="--only gives whole names")
+    parser.add_argument("--families", nargs="+", default=["torch", "peers", "ours"])
     parser.add_argument("--seconds", type=float, help="instead of each contender's own")
     parser.add_argument("--again", action="store_true")
     parser.add_argument("--list", action="store_true", help="say what would be run, and how long it takes")
@@ -173,7 +176,7 @@ def main() -> None:
     for seed in args.seeds:
         for rate in args.rates:
             for contender in CONTENDERS:
-                named = not args.only or any(word in contender.name for word in args.only)
+                named = not args.only or any(_names(word, contender, args.exact) for word in args.only)
                 if not named or contender.family not in args.families:
                     continue
                 seconds = args.seconds or seconds_of(contender, rate)
@@ -196,6 +199,10 @@ def main() -> None:
                 print(_short(line), flush=True)
     if args.list:
         print(f"{total / 60:.0f} minutes, and 10 s a run to start and evaluate")
+
+
+def _names(word: str, contender: Contender, exact: bool) -> bool:
+    return word == contender.name if exact else word in contender.name
 
 
 def _short(line: Line) -> str:
