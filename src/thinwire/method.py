@@ -13,8 +13,9 @@ from thinwire.codecs.precision import FP32
 from thinwire.codecs.stages import wants_feedback
 from thinwire.errors import ConfigError
 from thinwire.outer import Mine, NoStep, Now, Outer
+from thinwire.pace import Pacer
 from thinwire.payloads import Gradient, Payload
-from thinwire.schedules import Every, Schedule, back_to_back
+from thinwire.schedules import Every, Paced, Schedule, back_to_back
 from thinwire.topologies import Everyone, Islands, Topology
 
 
@@ -63,6 +64,16 @@ class Method:
         """The method in force for local step `step`, counted from 1."""
         return self
 
+    def paced(self, pacer: Pacer) -> Method:
+        """The same method, with the time between rounds or the work for each decided anew after every round."""
+        if not isinstance(self.schedule, Every):
+            raise ConfigError(
+                f"pacer {pacer!r} with schedule {self.schedule!r}",
+                expected="a schedule of rounds at even distances to begin with",
+                mend="Every(...)",
+            )
+        return self.but(schedule=Paced(self.schedule, pacer))
+
     def but(self, **answers: object) -> Method:
         """The same method with some answers changed: diloco().but(topology=Islands(4))."""
         return replace(self, **answers)  # type: ignore[arg-type]
@@ -106,6 +117,10 @@ class Phases:
     def at(self, step: int) -> Method:
         """The method in force for local step `step`, counted from 1."""
         return self.first if step <= self.switch else self.then
+
+    def paced(self, pacer: Pacer) -> Phases:
+        """Both methods at a pace decided after every round: refused where one of them cannot be."""
+        return replace(self, first=self.first.paced(pacer), then=self.then.paced(pacer))
 
     def but(self, **answers: object) -> Phases:
         """Both methods with some answers changed."""
@@ -188,12 +203,43 @@ def _check(method: Method) -> None:
             expected="a mean, or a codec that is decoded before it is merged",
             mend="use Mean(), or another codec",
         )
+    if isinstance(method.schedule, Paced):
+        _check_paced(method, method.schedule)
     if back_to_back(method.schedule):
         _check_back_to_back(method)
     if outer.recalls:
         _check_recalls(method)
     if method.feedback is not None:
         _check_feedback(method, method.feedback)
+
+
+def _check_paced(method: Method, schedule: Paced) -> None:
+    """Decisions are made by all members of a group, for rounds of the whole model."""
+    name, changes = repr(schedule.pacer), schedule.pacer.paces
+    if method.payload.fragments != 1 or not method.topology.consensus:
+        raise ConfigError(
+            f"pacer {name} with payload {method.payload!r} over {method.topology!r}",
+            expected="rounds of the whole model, among all members: they decide together when the next one is",
+            mend="one fragment and topology=Everyone() or islands, or leave the pacer out",
+        )
+    if (changes == "parts") != (method.payload.kind == "gradient"):
+        raise ConfigError(
+            f"pacer {name} with payload {method.payload!r}: it changes the {changes}",
+            expected="by_shares and by_noise with gradients, by_speed, by_link and by_rate with local steps",
+            mend="another pacer, or another method",
+        )
+    if changes == "parts" and not method.aggregator.weighs:
+        raise ConfigError(
+            f"pacer {name} with aggregator {method.aggregator!r}: members' batches will be of unlike sizes",
+            expected="a mean weighted by samples",
+            mend="use aggregator=WeightedMean(), and call sync.count(samples)",
+        )
+    if method.feedback is not None and method.feedback.corrects:
+        raise ConfigError(
+            f"pacer {name} with {method.feedback.spec}: it spreads a correction over the local steps of a round",
+            expected="rounds of as many local steps each",
+            mend="leave the pacer out, or take another memory",
+        )
 
 
 def _check_back_to_back(method: Method) -> None:

@@ -10,17 +10,18 @@ checkpoint is all values written down.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
 
 from thinwire.codecs import How
-from thinwire.collectives import NOBODY_FINITE, OVERFLOW, Carried, Combined, combine
+from thinwire.collectives import NOBODY_FINITE, OVERFLOW, Carried, Combined, combine, gather_packets
 from thinwire.links.base import Handle, Link
 from thinwire.method import Method
 from thinwire.outer import Memory, Now, Outer
-from thinwire.packet import Header
+from thinwire.pace import Told
+from thinwire.packet import Header, Layout, Packet
 from thinwire.randomness import mix
 from thinwire.topologies import members_of
 from thinwire.ways import Exchange
@@ -172,3 +173,18 @@ def witnesses(method: Method, link: Link, key: int) -> tuple[int, ...]:
     if method.topology.consensus:
         return link.members
     return members_of(method.topology.route(link.rank, link.members, key))
+
+
+_NUMBERS: Layout = {"numbers": (torch.float64, len(fields(Told)))}
+
+
+def tell(link: Link, mine: Told, header: Header) -> Handle[dict[int, Told]]:
+    """Tell all, and hear all, beside the compute; in ascending order of rank."""
+    packet = Packet("pace", 0, {"numbers": torch.tensor(astuple(mine), dtype=torch.float64)}, header)
+    channel, what = link.open("pace"), f"the pace of round {header.round}"
+
+    def job() -> dict[int, Told]:
+        found = gather_packets(channel, link.rank, link.members, packet, _NUMBERS, what)
+        return {rank: Told(*each.fields["numbers"].tolist()) for rank, each in found.items()}
+
+    return link.spawn(job, what)

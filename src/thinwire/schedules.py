@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from thinwire.errors import ConfigError
+from thinwire.pace import Pacer
 
 
 class Schedule(Protocol):
@@ -64,3 +65,23 @@ class Every:
 
     def _due(self, step: int, first: int) -> bool:
         return step >= first and (step - first) % self.steps == 0
+
+
+@dataclass(frozen=True)
+class Paced:
+    """A schedule at first, and after each round what the pacer makes of it (thinwire.pace)."""
+
+    first: Every
+    pacer: Pacer
+
+    @property
+    def overlap(self) -> int:
+        return self.first.overlap
+
+    @property
+    def period(self) -> int:
+        return self.first.period
+
+    def begins(self, step: int, fragments: int) -> tuple[int, ...]:
+        """As long as nothing else was decided."""
+        return self.first.begins(step, fragments)

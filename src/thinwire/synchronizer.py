@@ -37,15 +37,18 @@ from thinwire.handshake import agree
 from thinwire.links.base import Handle, Link
 from thinwire.method import Method, Phases
 from thinwire.outer import Mine, Now
+from thinwire.pace import Clock, Pace, Pacer, Pacing, Told
 from thinwire.packet import Header, Layout, Packet
 from thinwire.rounds import Committed, FragmentState, Outcome, Skipped, Terms, UnderWay
-from thinwire.schedules import back_to_back
+from thinwire.schedules import Paced, back_to_back
 from thinwire.snapshot import (
     carrying,
     is_ours,
     owing,
+    pack_pacing,
     pack_state,
     pack_under_way,
+    unpack_pacing,
     unpack_state,
     unpack_under_way,
     what_is_ours,
@@ -144,6 +147,8 @@ class Synchronizer:
         self._gradients_are_combined = False
         self._all_overflown = False
         self._stepped: list[torch.optim.Optimizer] = []  # of this iteration
+        self._made = 0
+        self._clock = Clock(link.now)
         self._under_way: list[tuple[UnderWay, Handle[BufferRows] | None]] = []
         self._hooks: list[Any] = []
         self._enter_phase(method.at(1))
@@ -157,6 +162,7 @@ class Synchronizer:
             self._hooks.append(optimizer.register_step_post_hook(self._after_step))
         if self._scaler is not None:
             self._scaler.step = self._scaled_step  # type: ignore[method-assign]
+        self._clock.resume()
         return self
 
     def __exit__(
@@ -195,7 +201,10 @@ class Synchronizer:
             FragmentState(self._fragments.gather(f) if anchored else torch.zeros(0))
             for f in range(self._fragments.count)
         ]
-        self._counted = [(self.step, self._samples)] * self._fragments.count
+        self._counted = [(self._made, self._samples)] * self._fragments.count
+        self._pacer = method.schedule.pacer if isinstance(method.schedule, Paced) else None
+        self._pacing = Pacing(Pace(method.schedule.period), since=self.step)
+        self._asked: Handle[dict[int, Told]] | None = None
         self._how = [method.codec.fit(self._fragments.shapes(f)) for f in range(self._fragments.count)]
         self._outers = [
             method.outer.fit(self._fragments.names(f), tuple(math.prod(s) for s in self._fragments.shapes(f)))
@@ -221,6 +230,16 @@ class Synchronizer:
         self._unscale()
         self.combine_gradients()
         return torch.nn.utils.clip_grad_norm_(self._model.parameters(), max_norm)
+
+    @property
+    def common_step(self) -> int:
+        """The newest step that all members have passed alike: `step`, or if paced the one the last round began at."""
+        return self.step if self._pacer is None else self._pacing.since
+
+    @property
+    def parts(self) -> int | None:
+        """Micro-batches to make before the next optimizer step; None leaves it to the loop."""
+        return self._pacing.pace.parts.get(self._link.rank)
 
     @property
     def has_consensus(self) -> bool:
@@ -285,6 +304,8 @@ class Synchronizer:
             "rank": self._link.rank,
             "members": len(self._link.members),
             "step": self.step,
+            "made": self._made,
+            "pacing": pack_pacing(self._pacing, self._asked, rescue=rescue),
             "samples": self._samples,
             "counts_samples": self._counts_samples,
             "counted": [list(pair) for pair in self._counted],
@@ -309,6 +330,8 @@ class Synchronizer:
         self.step = state["step"]
         self._enter_phase(self._plan.at(max(1, self.step)))
         self._samples, self._counts_samples = state["samples"], state["counts_samples"]
+        self._made = state["made"]
+        self._pacing, self._asked = unpack_pacing(state["pacing"])
         self._counted = [(pair[0], pair[1]) for pair in state["counted"]]
         self.committed, self.skipped = state["committed"], state["skipped"]
         self._states = [unpack_state(saved, self._fragments.device) for saved in state["fragments"]]
@@ -317,8 +340,9 @@ class Synchronizer:
         if not is_ours(state, self._link):
             self._states = [without_own(state) for state in self._states]
             self._under_way = [(replace(u, x=torch.zeros_like(u.x)), rows) for u, rows in self._under_way]
-        context = agree(self._link, {**self._shared_facts(), "step": str(self.step)})
+        context = agree(self._link, {**self._shared_facts(), "step": str(self.common_step)})
         self._terms = replace(self._terms, context=context)
+        self._clock.resume()
 
     def _carry(self, change: Callable[[Carried], Carried]) -> None:
         """Change what is remembered, and what rounds under way will bring."""
@@ -430,7 +454,9 @@ class Synchronizer:
 
     def _exchange_gradients(self) -> None:
         self._all_overflown = False
-        self._link.local_step()
+        for _ in range(self.parts or 1):
+            self._link.local_step()
+        self._clock.pause()
         for fragment in self._method.schedule.begins(self.step + 1, self._fragments.count):
             self._begin(fragment, self.step + 1)
         for entry in sorted(self._under_way, key=_order):
@@ -439,17 +465,35 @@ class Synchronizer:
     def _tick(self) -> None:
         """A local step was made: begin the rounds that are due, then apply those that are."""
         method = self._method_ahead()
-        self.step += 1
+        before, self.step = self.step, self._step_after()
+        self._made += 1
         self._gradients_are_combined = False
-        if method.payload.kind == "gradient":
-            return
-        self._link.local_step()
-        self._correct_local_step()
-        for fragment in method.schedule.begins(self.step, self._fragments.count):
-            self._begin(fragment, self.step)
-        for entry in sorted(self._under_way, key=_order):
-            if entry[0].due <= self.step:
-                self._finish(entry)
+        if method.payload.kind != "gradient":
+            self._link.local_step()
+            self._clock.pause()
+            self._correct_local_step()
+            for step in range(before + 1, self.step + 1):
+                for fragment in self._beginning(step):
+                    self._begin(fragment, step)
+            for entry in sorted(self._under_way, key=_order):
+                if entry[0].due <= self.step:
+                    self._finish(entry)
+        if self._pacing.local == 0:
+            self._pacing = self._pacing.adopted()
+        self._clock.resume()
+
+    def _step_after(self) -> int:
+        """The shared step that this local step ends at: those of a slower member count for several."""
+        if self._pacer is None or self._method.payload.kind == "gradient":
+            return self.step + 1
+        self._pacing = self._pacing.moved()
+        return self._pacing.step(self._link.rank)
+
+    def _beginning(self, step: int) -> tuple[int, ...]:
+        """Fragments whose round begins after a shared step."""
+        if self._pacer is None:
+            return self._method.schedule.begins(step, self._fragments.count)
+        return (0,) if step >= self._pacing.since + self._pacing.pace.steps else ()
 
     def _correct_local_step(self) -> None:
         """Add to the parameters what feedback says that local steps drift by (client and server corrections)."""
@@ -473,9 +517,11 @@ class Synchronizer:
             started += self._link.now() - paused  # counted there
         state = self._states[fragment]
         under_way, self._states[fragment] = rounds.begin(
-            method, self._terms, self._link, fragment, step, live, x, self._weight(fragment, step), state,
-            how=self._how[fragment], shared=self._shared(fragment, state), counted=(step, self._samples),
+            method, self._terms, self._link, fragment, step, live, x, self._weight(fragment), state,
+            how=self._how[fragment], shared=self._shared(fragment, state), counted=(self._made, self._samples),
         )  # fmt: skip
+        if self._pacer is not None:
+            self._tell(step, x, under_way.round)
         rows = self._exchange_buffers(under_way.round) if fragment == 0 and self._buffers else None
         self._under_way.append((under_way, rows))
         self.timing += Timing(apply_s=self._link.now() - started)
@@ -517,9 +563,26 @@ class Synchronizer:
         header = Header(round=number, sender=self._link.rank, context=self._terms.context)
         return self._buffers.exchange(self._link, ranks, header)
 
-    def _weight(self, fragment: int, step: int) -> float:
+    def _tell(self, step: int, x: Tensor, number: int) -> None:
+        """Tell all members what the pace to come depends on."""
+        pacing, before = self._pacing, self._counted[0]
+        mine = Told(self._clock.median(), float(self._samples - before[1]), self._lr(), *pacing.last)
+        header = Header(round=number, sender=self._link.rank, context=self._terms.context)
+        self._asked = rounds.tell(self._link, mine, header)
+        self._pacing = replace(pacing, since=step, local=0, size2=float(x.square().sum()))
+
+    def _decide(self, pacer: Pacer, combined: Combined, took_part: bool) -> None:
+        """A round has ended: take in what all have told with it."""
+        if self._asked is None:  # what was told was lost with a member, and the run went on from there
+            return
+        told, self._asked = self._asked.wait(), None
+        update2 = 0.0 if combined.update is None else float(combined.update.square().sum())
+        last = (combined.job_s, self._pacing.size2 if took_part else -1.0, update2)
+        self._pacing = replace(self._pacing, last=last, decided=pacer.decide(self._pacing.pace, told))
+
+    def _weight(self, fragment: int) -> float:
         last_step, last_samples = self._counted[fragment]
-        return float(self._samples - last_samples if self._counts_samples else step - last_step)
+        return float(self._samples - last_samples if self._counts_samples else self._made - last_step)
 
     def _shared(self, fragment: int, state: FragmentState) -> Tensor | None:
         """What the verdict compares beside the result, if it is this round's turn."""
@@ -557,6 +620,8 @@ class Synchronizer:
             if buffers is not None:
                 self._buffers.scatter(*average(buffers, outcome.ranks))
             self._on_committed(outcome, state, due)
+        if self._pacer is not None:
+            self._decide(self._pacer, combined, took_part=self._link.rank in combined.ranks)
         waited = arrived - before
         encoded = min(waited, combined.encode_s)
         self.timing += Timing(
