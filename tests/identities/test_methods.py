@@ -16,9 +16,11 @@ from thinwire import (
     fedavg,
     flasc,
     local_sgd,
+    muloco,
     one_bit_adam,
     post_local_sgd,
     sign_sgd,
+    sparse_loco,
     streaming_diloco,
 )
 from thinwire.aggregators import Median, TrimmedMean, WeightedMean
@@ -28,6 +30,8 @@ from thinwire.codecs import (
     fp32,
     int4,
     int8,
+    kmeans,
+    layers,
     powersgd,
     randk,
     rows,
@@ -72,6 +76,9 @@ METHODS = {
         schedule=Every(4, overlap=4), payload=Delta(2), outer=SGD(0.5, 0.3)
     ),
     "flasc": flasc(every=3),
+    "muloco": muloco(every=3, codec=ErrorFeedback(layers(kmeans(4), small=16), decay=0.9)),
+    "sparse loco": sparse_loco(every=3, codec=topk(1 / 8, block=64) | kmeans(4)),
+    "diloco powersgd": diloco(every=3, codec=powersgd(2)),
     "diloco randk": diloco(every=3, codec=randk(1 / 4)),
     "diloco rows": diloco(every=3, codec=rows(1 / 4, width=8) | int8()),
     "islands": diloco(every=3, codec=int8()).but(topology=Islands(2)),

@@ -31,6 +31,8 @@ OPTIONS = {
     "diloco": {"every": 4, "codec": "int4"},
     "streaming": {"every": 4, "fragments": 2, "overlap": 1},
     "flasc": {"every": 4},
+    "muloco": {"every": 4, "codec": "feedback(layers(kmeans(4), small=16), decay=0.9)"},
+    "sparse_loco": {"every": 4, "codec": "topk(1/8, block=64) | kmeans(4)"},
     "dgc": {"codec": "topk(1/8)", "warmup": 5},
     "one_bit_adam": {"freeze": 6},
     "sign_sgd": {},

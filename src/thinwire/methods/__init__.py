@@ -10,9 +10,11 @@ from thinwire.methods.diloco import diloco
 from thinwire.methods.every_step import every_step
 from thinwire.methods.flasc import flasc
 from thinwire.methods.local_sgd import fedavg, local_sgd
+from thinwire.methods.muloco import muloco
 from thinwire.methods.one_bit_adam import one_bit_adam
 from thinwire.methods.post_local_sgd import post_local_sgd
 from thinwire.methods.sign_sgd import sign_sgd
+from thinwire.methods.sparse_loco import sparse_loco
 from thinwire.methods.streaming_diloco import streaming_diloco
 
 #: Every method by the name used in configurations and on the command line.
@@ -27,6 +29,8 @@ METHODS: dict[str, Callable[..., Method | Phases]] = {
     "diloco": diloco,
     "streaming": streaming_diloco,
     "flasc": flasc,
+    "muloco": muloco,
+    "sparse_loco": sparse_loco,
 }
 
 __all__ = [
@@ -37,8 +41,10 @@ __all__ = [
     "fedavg",
     "flasc",
     "local_sgd",
+    "muloco",
     "one_bit_adam",
     "post_local_sgd",
     "sign_sgd",
+    "sparse_loco",
     "streaming_diloco",
 ]
