@@ -14,8 +14,9 @@ from thinwire.codecs.stages import wants_feedback
 from thinwire.errors import ConfigError
 from thinwire.outer import NoStep, Outer
 from thinwire.payloads import Gradient, Payload
+from thinwire.routes import Topology
 from thinwire.schedules import Every, Schedule
-from thinwire.topologies import Everyone, Islands, Topology
+from thinwire.topologies import Everyone, Islands
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,12 +89,14 @@ class Phases:
                 mend="set its overlap to 0",
             )
         if not self.first.topology.consensus:
-            raise ConfigError(
-                "the first phase leaves every member with a model of its own",
-                expected="a first phase that ends with one model on all members: the second one's anchor",
-                mend="use topology=Everyone() in the first phase",
-            )
-        if self.first.payload.kind != "gradient":
+            if self.then.payload.kind != "parameters":
+                raise ConfigError(
+                    "the first phase leaves every member with a model of its own",
+                    expected="a first phase that ends with one model on all members: the second one's anchor",
+                    mend="use topology=Everyone() in the first phase, or send Parameters() in the second one, which "
+                    "needs no anchor",
+                )
+        elif self.first.payload.kind != "gradient":
             _check_ends_together(self.first, self.switch)
             if self.then.payload.kind == "gradient":
                 raise ConfigError(
@@ -149,7 +152,7 @@ def _check(method: Method) -> None:
                 "parameters": "use outer=Average(), or send Delta() to use this outer step",
             }[payload.kind],
         )
-    if payload.kind == "gradient" and method.schedule.begins(1, 1) != (0,):
+    if payload.kind == "gradient" and any(method.schedule.begins(step, 1) != (0,) for step in (1, 1 << 62)):
         raise ConfigError(
             f"payload gradient with schedule {method.schedule!r}: gradients of the steps between would be lost",
             expected="gradients every step",
@@ -168,6 +171,13 @@ def _check(method: Method) -> None:
             "together, and drift apart for ever",
             expected="parameters, where members have models of their own",
             mend="send Parameters() with outer=Average(), or use a topology that all members share",
+        )
+    if method.topology.mixes and (method.aggregator != Mean() or method.feedback is not None):
+        raise ConfigError(
+            f"aggregator {method.aggregator!r} with codec {method.codec.spec} over {method.topology!r}: the graph's "
+            "weights say how neighbours are merged, and no member knows what the others remember",
+            expected="Mean(), and a codec without memory",
+            mend="leave aggregator and feedback out, or use RandomPairs()",
         )
     if isinstance(method.topology, Islands) and method.aggregator.needs != "sum":
         raise ConfigError(

@@ -69,6 +69,7 @@ def pack_under_way(under_way: UnderWay, rows: Handle[BufferRows] | None) -> dict
         "carried": _pack_carried(combined.carried),
         "ranks": list(combined.ranks),
         "reason": combined.reason,
+        "damaged": list(combined.damaged),
         "buffers": None if rows is None else {str(rank): list(row) for rank, row in rows.wait().items()},
     }
 
@@ -76,7 +77,10 @@ def pack_under_way(under_way: UnderWay, rows: Handle[BufferRows] | None) -> dict
 def unpack_under_way(saved: Mapping[str, Any], device: torch.device) -> tuple[UnderWay, Handle[BufferRows] | None]:
     """The inverse of `pack_under_way`: a round that has arrived."""
     update = None if saved["update"] is None else saved["update"].to(device)
-    combined = Combined(update, _unpack_carried(saved["carried"], device), tuple(saved["ranks"]), saved["reason"])
+    combined = Combined(
+        update, _unpack_carried(saved["carried"], device), tuple(saved["ranks"]), saved["reason"],
+        damaged=tuple(saved["damaged"]),
+    )  # fmt: skip
     under_way = UnderWay(
         saved["fragment"], saved["round"], saved["due"], (saved["counted"][0], saved["counted"][1]),
         saved["sent"].to(device), _Arrived(combined),

@@ -31,6 +31,8 @@ OPTIONS = {
     "diloco": {"every": 4, "codec": "int4"},
     "streaming": {"every": 4, "fragments": 2, "overlap": 1},
     "flasc": {"every": 4},
+    "gossip": {"every": 4, "topology": "torus"},
+    "late_merge": {"every": 4, "merge": 20, "topology": "pairs(0.8)"},
     "dgc": {"codec": "topk(1/8)", "warmup": 5},
     "one_bit_adam": {"freeze": 6},
     "sign_sgd": {},

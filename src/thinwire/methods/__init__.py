@@ -9,6 +9,8 @@ from thinwire.methods.dgc import dgc
 from thinwire.methods.diloco import diloco
 from thinwire.methods.every_step import every_step
 from thinwire.methods.flasc import flasc
+from thinwire.methods.gossip import gossip
+from thinwire.methods.late_merge import late_budget, late_merge
 from thinwire.methods.local_sgd import fedavg, local_sgd
 from thinwire.methods.one_bit_adam import one_bit_adam
 from thinwire.methods.post_local_sgd import post_local_sgd
@@ -27,6 +29,8 @@ METHODS: dict[str, Callable[..., Method | Phases]] = {
     "diloco": diloco,
     "streaming": streaming_diloco,
     "flasc": flasc,
+    "gossip": gossip,
+    "late_merge": late_merge,
 }
 
 __all__ = [
@@ -36,6 +40,9 @@ __all__ = [
     "every_step",
     "fedavg",
     "flasc",
+    "gossip",
+    "late_budget",
+    "late_merge",
     "local_sgd",
     "one_bit_adam",
     "post_local_sgd",
