@@ -16,7 +16,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "thinwire"
 FLOORS: list[set[str]] = [
     {"version", "errors"},
     {"packet", "randomness", "units", "expressions"},
-    {"aggregators", "links"},
+    {"aggregators", "links", "pace"},
     {"codecs"},
     {"routes"},
     {"graphs"},

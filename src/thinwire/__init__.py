@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from thinwire.links.local import Network, run
     from thinwire.method import Method, Phases
     from thinwire.methods import (
+        demo,
         dgc,
         diloco,
         every_step,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
         one_bit_adam,
         post_local_sgd,
         sign_sgd,
+        sparta,
         streaming_diloco,
     )
     from thinwire.synchronizer import Synchronizer, synchronize
@@ -55,6 +57,8 @@ _PLACES = {
     "links.joining": ["join"],
     "method": ["Method", "Phases"],
     "methods": [
+        "demo",
+        "dgc",
         "dgc",
         "diloco",
         "every_step",
@@ -67,6 +71,7 @@ _PLACES = {
         "one_bit_adam",
         "post_local_sgd",
         "sign_sgd",
+        "sparta",
         "streaming_diloco",
     ],
     "synchronizer": ["Synchronizer", "synchronize"],
@@ -89,6 +94,7 @@ __all__ = [
     "ThinwireError",
     "__version__",
     "broadcast",
+    "demo",
     "dgc",
     "diloco",
     "every_step",
@@ -104,6 +110,7 @@ __all__ = [
     "post_local_sgd",
     "run",
     "sign_sgd",
+    "sparta",
     "streaming_diloco",
     "synchronize",
 ]
