@@ -18,6 +18,8 @@ FLOORS: list[set[str]] = [
     {"packet", "randomness", "units", "expressions"},
     {"aggregators", "links", "pace"},
     {"codecs"},
+    {"routes"},
+    {"graphs"},
     {"schedules", "payloads", "topologies", "outer", "fragments"},
     {"method", "ways"},
     {"collectives"},
@@ -117,7 +119,7 @@ def test_links_know_nothing_of_learning():
 
 def test_codecs_and_rules_know_nothing_of_links():
     for name in MODULES:
-        if room(name) in ("codecs", "aggregators", "outer", "payloads", "schedules", "topologies"):
+        if room(name) in ("codecs", "aggregators", "outer", "payloads", "schedules", "routes", "graphs", "topologies"):
             assert not {"links", "collectives", "rounds", "synchronizer"} & {room(target) for target in GRAPH[name]}, (
                 name
             )
