@@ -50,14 +50,17 @@ Gradient = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Constants:
-    """What follows from L, mu and chi1. flow: float64 [6, 6], d rows/dt = flow @ rows."""
+    """What follows from L, mu and chi1, over the six rows of a node.
+
+    flow  float64 [6, 6]: between events d rows/dt = flow @ rows
+    kick  float64 [6]: a gradient event takes kick G^T off the rows
+    pull  float64 [6]: gossip takes pull D^T off the rows
+    """
 
     nu: float
-    gamma: float
-    gamma_t: float
-    delta: float
-    beta_t: float
     flow: npt.NDArray[np.float64]
+    kick: Tensor
+    pull: Tensor
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,10 @@ def constants(smoothness: float, convexity: float, gossip: Gossip) -> Constants:
     flow[3, [1, 2, 4]] = -theta * nu, -theta, -theta
     flow[4, 4:] = -alpha, alpha
     flow[5, 4:] = eta, -eta
-    return Constants(nu, 1 / (4 * smoothness), r / (4 * nu), r / 4, 2 * gossip.chi1 / r, flow)
+    gamma, gamma_t, delta, beta_t = 1 / (4 * smoothness), r / (4 * nu), r / 4, 2 * gossip.chi1 / r
+    kick = torch.tensor([gamma, gamma_t, 0, -(1 + delta), 0, 0], dtype=torch.float64)
+    pull = torch.tensor([0, 0, 0, 0, 1 / 2, beta_t], dtype=torch.float64)
+    return Constants(nu, flow, kick, pull)
 
 
 def start(x0: Tensor) -> Node:
@@ -122,9 +128,9 @@ def advance(c: Constants, node: Node, time: float) -> Node:
 
 def gradient_event(c: Constants, node: Node, time: float, gradient: Tensor) -> Node:
     """gradient: of f_i at `advance(c, node after its last gradient event, time).x`."""
-    x, xt, y, yt, z, zt = advance(c, node, time).rows
-    g = gradient - c.nu * x - yt
-    return Node(torch.stack([x - c.gamma * g, xt - c.gamma_t * g, y, yt + (1 + c.delta) * g, z, zt]), time)
+    rows = advance(c, node, time).rows
+    g = gradient - c.nu * rows[0] - rows[3]
+    return Node(torch.addr(rows, c.kick, g, alpha=-1), time)
 
 
 def offer(node: Node) -> Tensor:
@@ -134,9 +140,7 @@ def offer(node: Node) -> Tensor:
 
 def gossip_event(c: Constants, node: Node, theirs: Tensor) -> Node:
     """One end of an edge, advanced to the event's time; theirs: the other end's offer. D of the two ends is exactly -D."""
-    difference = offer(node) - theirs
-    x, xt, y, yt, z, zt = node.rows
-    return Node(torch.stack([x, xt, y, yt, z - difference / 2, zt - c.beta_t * difference]), node.time)
+    return Node(torch.addr(node.rows, c.pull, offer(node) - theirs, alpha=-1), node.time)
 
 
 def evaluate(gradient: Gradient, x: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ class Quadratics:
         return float((x - self.minimiser).square().sum(dim=1).mean())
 
 
-def ridge(nodes: int, *, dimension: int = 10, samples: int = 15, condition: float = 20.0, seed: int = 0) -> Quadratics:
+def ridge(nodes: int, *, dimension: int = 10, samples: int = 10, condition: float = 20.0, seed: int = 0) -> Quadratics:
     """Ridge regression: f_i(x) = |A_i x - t_i|^2 / (2 samples) + penalty |x|^2 / 2, each node with data of its own.
 
     condition  L / mu; the penalty is chosen so that it comes out
@@ -62,10 +62,10 @@ def ridge(nodes: int, *, dimension: int = 10, samples: int = 15, condition: floa
     answers = torch.randn(nodes, dimension, 1, generator=generator, dtype=torch.float64)  # nodes disagree on purpose
     t = a @ answers + 0.1 * torch.randn(nodes, samples, 1, generator=generator, dtype=torch.float64)
     plain = Quadratics(a.mT @ a / samples, (a.mT @ t / samples).squeeze(-1))
-    penalty = (plain.smoothness - condition * plain.convexity) / (condition - 1) if condition > 1 else 0.0
-    if penalty <= 0:
+    penalty = (plain.smoothness - condition * plain.convexity) / (condition - 1) if condition > 1 else -1.0
+    if penalty < 0:
         raise ConfigError(
-            f"ridge regression of condition {condition}",
+            f"ridge regression of condition {condition:g}",
             expected=f"between 1 and {plain.smoothness / plain.convexity:.3g}, which these data have without a penalty",
             mend="ask for a condition in between, or for fewer samples a node",
         )
