@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 
-from thinwire.decentralized import complete, events, optimal, path, ridge, ring, simulate, star, uniform
+from thinwire.decentralized import events, optimal, path, ridge, ring, simulate, star, uniform
 from thinwire.decentralized.dadao import advance, constants, gossip_event, gradient_event, offer, start
 from thinwire.decentralized.graphs import barbell
 from thinwire.errors import ConfigError, DivergedError
@@ -45,7 +45,9 @@ def naive(problem, gossip, x0, horizon, seed):
         x, xt, y, yt, z, zt = flat.reshape(6, n, d)
         eta, alpha, theta = r / 8, r / 4, math.sqrt(smoothness / nu) / 2
         return np.stack([
-            eta * (xt - x), eta * (x - xt), alpha * (yt - y), -theta * (nu * xt + y + z), alpha * (zt - z), eta * (z - zt)
+            eta * (xt - x), eta * (x - xt),
+            alpha * (yt - y), -theta * (nu * xt + y + z),
+            alpha * (zt - z), eta * (z - zt),
         ]).ravel()  # fmt: skip
 
     state = np.zeros((6, n, d))
@@ -57,7 +59,7 @@ def naive(problem, gossip, x0, horizon, seed):
         state, now = state.reshape(6, n, d), then
         x, xt, y, yt, z, zt = state
         if event is None:
-            return state
+            break
         if len(event.nodes) == 1:
             (i,) = event.nodes
             g = problem.gradients[i](torch.from_numpy(x[i].copy())).numpy() - nu * x[i] - yt[i]
@@ -70,6 +72,7 @@ def naive(problem, gossip, x0, horizon, seed):
             for end, sign in ((i, 1), (j, -1)):
                 z[end] -= sign * apart / 2
                 zt[end] -= sign * 2 * gossip.chi1 * math.sqrt(smoothness / nu) * apart
+    return state
 
 
 @pytest.mark.parametrize("graph", [ring(1), path(2), star(4)], ids=["one node", "two", "star"])

@@ -1,7 +1,7 @@
 """Poisson clocks that everybody who knows the seed reads alike.
 
-Each node has a clock for its gradients and each edge one for its gossip. A clock's times follow from (seed, kind, index)
-alone, so both ends of an edge know when it rings without asking anybody.
+Each node has a clock for its gradients and each edge one for its gossip. A clock's times follow from (seed, kind,
+index) alone, so both ends of an edge know when it rings without asking anybody.
 
 Waiting times are exponential by von Neumann's method, which compares uniform numbers and takes no logarithm: with the
 sums and one division in double precision, all of it comes out to the same bits on every machine.
@@ -39,7 +39,8 @@ class Event(NamedTuple):
 def events(gossip: Gossip, seed: int, horizon: float, *, node: int | None = None) -> list[Event]:
     """Everything that happens before `horizon`, in order; with `node`, all that concerns it."""
     graph = gossip.graph
-    clocks = [((i,), 1.0, mix(seed, _GRADIENT, i)) for i in range(graph.nodes)]
+    clocks: list[tuple[tuple[int, ...], float, int]] = []
+    clocks += [((i,), 1.0, mix(seed, _GRADIENT, i)) for i in range(graph.nodes)]
     clocks += [
         (edge, rate, mix(seed, _GOSSIP, at))
         for at, (edge, rate) in enumerate(zip(graph.edges, gossip.rates, strict=True))

@@ -1,4 +1,4 @@
-"""DADAO: accelerated decentralised optimisation with Poisson clocks for gradients and for gossip, apart from each other.
+"""DADAO: accelerated decentralised optimisation, with Poisson clocks for gradients and others for gossip.
 
     min_x sum_i f_i(x)     node i knows f_i: L-smooth, mu-strongly convex
 
@@ -85,7 +85,7 @@ def constants(smoothness: float, convexity: float, gossip: Gossip) -> Constants:
         raise ConfigError(
             f"functions of smoothness {smoothness} and strong convexity {convexity}",
             expected="0 < convexity (mu) <= smoothness (L)",
-            mend="take the smallest and the largest eigenvalue of all nodes' Hessians; a ridge penalty raises the smallest",
+            mend="take the smallest and the largest eigenvalue of all nodes' Hessians; a penalty raises the smallest",
         )
     product = gossip.chi1 * gossip.chi2
     if product > 0.5 * (1 + 1e-6):  # rates are solved for and scaled in floating point
@@ -139,7 +139,7 @@ def offer(node: Node) -> Tensor:
 
 
 def gossip_event(c: Constants, node: Node, theirs: Tensor) -> Node:
-    """One end of an edge, advanced to the event's time; theirs: the other end's offer. D of the two ends is exactly -D."""
+    """One end of an edge, advanced to the event's time; theirs: the other end's offer, whose D is exactly -D."""
     return Node(torch.addr(node.rows, c.pull, offer(node) - theirs, alpha=-1), node.time)
 
 

@@ -1,6 +1,6 @@
 """Who gossips with whom, and how often.
 
-    Lap = sum_e rate_e (e_i - e_j)(e_i - e_j)^T      n nodes, edge e joins i and j and gossips rate_e times in a unit of time
+    Lap = sum_e rate_e (e_i - e_j)(e_i - e_j)^T      n nodes; edge e joins i and j, gossips rate_e times a unit of time
     chi1 = 1 / lambda_2(Lap)                         how long it takes until all have heard of all
     chi2 = 1/2 max_e (e_i - e_j)^T Lap^+ (e_i - e_j) half the largest effective resistance over the edges that gossip
 

@@ -5,8 +5,8 @@ order; it goes through them and waits only for the neighbour that the next one c
 of all events that are left the earliest has both its ends ready. The gradient of a member's next gradient event depends
 on nothing that gossip brings until then, so it is computed in a job beside the exchanges.
 
-A message carries the number and time of its event and a digest of what the run was started with; anything else than what
-is due is a PacketError, and a neighbour that is silent too long is PeerLost, as everywhere on a link.
+A message carries the number and time of its event and a digest of what the run was started with; anything else than
+what is due is a PacketError, and a neighbour that is silent too long is PeerLost, as everywhere on a link.
 """
 
 from __future__ import annotations

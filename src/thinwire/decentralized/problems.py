@@ -29,7 +29,8 @@ class Quadratics:
 
     def all_conjugates(self, y: Tensor) -> Tensor:
         """Gradients of the conjugates: the x at which node i's gradient is y_i. [n, d] -> [n, d]."""
-        return torch.linalg.solve(self.hessians, y + self.linear)
+        x: Tensor = torch.linalg.solve(self.hessians, y + self.linear)
+        return x
 
     @property
     def smoothness(self) -> float:
@@ -44,7 +45,8 @@ class Quadratics:
     @property
     def minimiser(self) -> Tensor:
         """Of the sum: [d]."""
-        return torch.linalg.solve(self.hessians.sum(dim=0), self.linear.sum(dim=0))
+        x: Tensor = torch.linalg.solve(self.hessians.sum(dim=0), self.linear.sum(dim=0))
+        return x
 
     def error(self, x: Tensor) -> float:
         """Mean over the nodes of the squared distance to the minimiser; x [n, d]."""

@@ -36,7 +36,7 @@ _NEGLIGIBLE = 1e-5  # of the largest rate: below it is the solver's rounding of 
 
 
 def uniform(graph: Graph) -> Gossip:
-    """The same rate for every edge, in sum sqrt(2 chi1 chi2) of rates that add up to one: the least the theorem allows."""
+    """The same rate for every edge, and the least that the theorem allows: chi1 chi2 = 1/2."""
     return _least(Gossip(graph, (1.0,) * len(graph.edges)))
 
 

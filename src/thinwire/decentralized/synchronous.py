@@ -8,12 +8,13 @@
             y += theta P h                       x' = (x - eta (grad f(u) - mu u + y)) / (1 + eta mu)
             z = u + 2 tau / (2 - tau) (x' - x)
             tau = min(1, sqrt((1 + a) / (1 - a) mu/L) / 2)    eta = 1/(4 tau L)    theta = 1/(eta (1 + a))
-    msda    y' = x - mu/(1 + a) P grad f*(x)     x' = y' + (r - 1)/(r + 1) (y' - y)    r = sqrt((1 + a) L / ((1 - a) mu))
+    msda    y' = x - mu/(1 + a) P grad f*(x)     x' = y' + (r - 1)/(r + 1) (y' - y)
+            r = sqrt((1 + a) / (1 - a) L/mu)
 
 Cost    to precision eps, times log 1/eps: nids max(L/mu, c) of both; opapc and msda sqrt(L/mu) gradients a node and
         sqrt(c L/mu) applications of W.
 Source  nids: Li, Shi & Yan 2017, arXiv:1704.07807. opapc: Kovalev, Salim & Richtarik 2020, arXiv:2006.11773.
-        msda: Scaman et al. 2017, arXiv:1702.08704; it is given the gradients of conjugates, which few problems have cheaply.
+        msda: Scaman et al. 2017, arXiv:1702.08704; needs gradients of conjugates, which few functions have cheaply.
 Differs they run on stacked vectors in one process: the subject is how many gradients and gossip events they take.
 
 An iterator yields the nodes' points [n, d] after each round, without end.

@@ -1,4 +1,4 @@
-"""DADAO in virtual time: all nodes in one loop, event after event, thousands in a second. The same call, the same bits."""
+"""DADAO in virtual time: all nodes in one loop, event after event. The same call gives the same bits."""
 
 from __future__ import annotations
 
