@@ -2,9 +2,9 @@
 
     python benchmarks/dadao.py [--seeds 3] [--nodes 16] [--condition 20] [--precision 1e-6] [--star 300] [--out FILE.md]
 
-The error is the mean over nodes of the squared distance to the minimiser, over what it is at the start (all zero). It is
-looked at after each synchronous round, and in DADAO after as many gradients as there are nodes. A communication is an edge
-used once, a vector each way. Seeds change data and clocks. Counts depend on nothing of this machine.
+The error is the mean over nodes of the squared distance to the minimiser, over what it is at the start (all zero). It
+is looked at after each synchronous round, and in DADAO after as many gradients as there are nodes. A communication is
+an edge used once, a vector each way. Seeds change data and clocks. Counts depend on nothing of this machine.
 """
 
 from __future__ import annotations

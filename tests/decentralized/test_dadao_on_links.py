@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from node import part
@@ -12,6 +14,7 @@ from thinwire.decentralized import complete, events, linked, path, ridge, ring, 
 from thinwire.errors import ConfigError, DivergedError, PacketError, PeerLost
 from thinwire.links.faulty import Tampered, flip
 from thinwire.links.local import Network, alone
+from thinwire.packet import read
 
 ZERO = torch.zeros(10, dtype=torch.float64)
 
@@ -152,6 +155,22 @@ def test_bytes_that_were_changed_on_the_way():
         run_on(link, problem.gradients[link.rank], gossip, **arguments(problem))
 
     with pytest.raises(PacketError, match="checksum"):
+        thinwire.run(2, member)
+
+
+def test_an_event_of_another_time():
+    """Intact, of the same run, and in its turn: but its clock is not ours."""
+    problem, gossip = ridge(2), uniform(path(2))
+
+    def late(purpose, sender, count, buffer):
+        packet = read(buffer)
+        return replace(packet, fields={**packet.fields, "time": packet.fields["time"] + 0.5}).to_bytes()
+
+    def member(link):
+        link = Tampered(link, late) if link.rank == 1 else link
+        run_on(link, problem.gradients[link.rank], gossip, **arguments(problem))
+
+    with pytest.raises(PacketError, match=r"member 0 sent something else than event 0 at 0\.\d+"):
         thinwire.run(2, member)
 
 
