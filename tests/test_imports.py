@@ -26,6 +26,7 @@ FLOORS: list[set[str]] = [
     {"methods", "rounds", "handshake", "buffers"},
     {"snapshot"},
     {"synchronizer", "hooks", "pushes"},
+    {"synchronizer", "hooks", "decentralized"},
 ]
 #: Imports inside functions that point back, and why they may: each breaks a cycle that is in the thing itself.
 BACKWARDS = {
