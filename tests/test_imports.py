@@ -15,12 +15,13 @@ SOURCE = Path(__file__).parents[1] / "src" / "thinwire"
 #: From the bottom up: a room may import from its own floor's rooms by name below, and from floors under it.
 FLOORS: list[set[str]] = [
     {"version", "errors"},
-    {"packet", "randomness", "units", "expressions"},
+    {"packet", "randomness", "units", "expressions", "sharding"},
     {"aggregators", "links"},
     {"codecs"},
     {"schedules", "payloads", "topologies", "outer", "fragments"},
     {"method", "ways"},
     {"collectives"},
+    {"island"},
     {"methods", "rounds", "handshake", "buffers"},
     {"snapshot"},
     {"synchronizer", "hooks"},

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from thinwire.codecs import How
 from thinwire.collectives import NOBODY_FINITE, OVERFLOW, Carried, Combined, combine
+from thinwire.island import Island
 from thinwire.links.base import Handle, Link
 from thinwire.method import Method
 from thinwire.packet import Header
@@ -99,6 +100,7 @@ class Terms:
 def begin(
     method: Method, terms: Terms, link: Link, fragment: int, step: int, live: Tensor, weight: float,
     state: FragmentState, *, how: How, seen: Tensor, shared: Tensor | None, counted: tuple[int, int],
+    island: Island | None = None,
 ) -> tuple[UnderWay, FragmentState]:  # fmt: skip
     """Start a round beside the compute.
 
@@ -107,13 +109,19 @@ def begin(
     seen    [n] the anchor as the parameters hold it
     shared  [n] what all members should hold alike at this point, to be compared; None leaves it out
     counted  local steps and samples up to here
+    island  those who hold the other parts of the model, if it has parts: they decide together
     """
     number = state.begun
     exchange = opened(method, terms, link, fragment, number, how)
     x = method.payload.select(live, seen)
 
-    def job() -> Combined:
+    def run(x: Tensor, weight: float) -> Combined:
         return combine(exchange, x, weight, state.carried, shared)
+
+    framed = None if island is None else island.frame(exchange.what)
+
+    def job() -> Combined:
+        return run(x, weight) if framed is None else framed(run, x, weight, state.carried)
 
     handle = link.spawn(job, exchange.what)
     due = step + method.schedule.overlap

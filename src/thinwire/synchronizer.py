@@ -31,10 +31,13 @@ from thinwire.collectives import NO_SAMPLES, NOBODY_FINITE, OVERFLOW, Carried, C
 from thinwire.errors import ConfigError, DivergedError, LinkError, PeerLost
 from thinwire.fragments import Fragments, digest
 from thinwire.handshake import agree
+from thinwire.island import Island
 from thinwire.links.base import Handle, Link
+from thinwire.links.islands import within
 from thinwire.method import Method, Phases
 from thinwire.packet import Header, Layout, Packet
 from thinwire.rounds import Committed, FragmentState, Outcome, Skipped, Terms, UnderWay
+from thinwire.sharding import Share, clip_grad_norm_, inner_state, is_dtensor, layout, resharder
 from thinwire.snapshot import carrying, pack_state, pack_under_way, unpack_state, unpack_under_way, what_is_ours
 from thinwire.topologies import Islands
 from thinwire.version import __version__
@@ -86,6 +89,8 @@ def synchronize(
     model      any module; its trainable parameters are synchronised, tied ones once, frozen ones not. Persistent
                buffers become the members' mean (integers: the maximum) with every round of fragment 0
     optimizer  any torch optimizer over parameters of the model
+    link       of `join`; with `join(across=..., within=...)` the model is one of an island: FSDP2's, DDP's, or with
+               ZeroRedundancyOptimizer. Each member then sends its part of it, and all of the island's call what waits
     seed       of shared randomness (random pairs, stochastic rounding); the same on all members
     scaler     the GradScaler, if there is one
     observer   called with the outcome of every round
@@ -108,8 +113,14 @@ class Synchronizer:
         scaler: torch.amp.GradScaler | None,
         observer: Callable[[Outcome], None] | None,
     ) -> None:
+        resharder(model)()
         _check_parameters(model, optimizer)
         _check_momentum(optimizer, method)
+        inner = within(link)
+        self._island = None if inner is None else Island(inner)
+        self._share = None if inner is None else Share(inner.rank, len(inner.members), Island(inner).gather)
+        _check_island(model, method, self._island)
+        self._shards = "" if inner is None else _shards(model, inner)
         self.step = 0
         self.committed = 0
         self.skipped = 0
@@ -130,6 +141,7 @@ class Synchronizer:
     # --- life ----------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Synchronizer:
+        self._agree_within({})
         self._terms = Terms(agree(self._link, self._facts()), self._seed)
         self._hooks = [
             self._optimizer.register_step_pre_hook(self._before_step),
@@ -163,12 +175,22 @@ class Synchronizer:
         facts = {"version": __version__, "model": self._fragments.schema(), "weights": weights, "seed": str(self._seed)}
         if self._method.payload.kind == "gradient":  # members take the same steps; after deltas each takes its own
             facts["optimizer"] = _settings(self._optimizer)
+        if self._island is not None:
+            facts["shards"] = self._shards
         return facts | answers
+
+    def _agree_within(self, facts: Mapping[str, str]) -> None:
+        """Members of an island mean the same method, and hold the same of what is not sharded."""
+        if self._island is not None:
+            whole = [p for p in self._model.parameters() if not is_dtensor(p)]
+            told = {f"method.{name}": answer for name, answer in self._plan.answers().items()}
+            own = {"version": __version__, "weights": digest(*whole).hex(), "seed": str(self._seed)}
+            agree(self._island.link, {**own, **told, **facts})
 
     def _enter_phase(self, method: Method) -> None:
         """Begin a method with fresh state; the parameters, equal on all members, are its anchor."""
         self._method = method
-        self._fragments = Fragments(self._model, method.payload.fragments)
+        self._fragments = Fragments(self._model, method.payload.fragments, self._share)
         anchored = method.payload.kind != "gradient"
         self._states = [
             FragmentState(self._fragments.gather(f) if anchored else torch.zeros(0))
@@ -192,10 +214,13 @@ class Synchronizer:
             self._gradients_are_combined = True
 
     def clip_grad_norm_(self, max_norm: float) -> Tensor:
-        """Clip the gradient that the step will use, and return its norm from before; a scaler's scale is taken out."""
+        """Clip the gradient that the step will use, and return its norm from before; a scaler's scale is taken out.
+
+        The norm is the whole model's, also where it is sharded: then all members of the island call it.
+        """
         self._unscale()
         self.combine_gradients()
-        return torch.nn.utils.clip_grad_norm_(self._model.parameters(), max_norm)
+        return clip_grad_norm_(list(self._model.parameters()), max_norm)
 
     @property
     def has_consensus(self) -> bool:
@@ -206,7 +231,7 @@ class Synchronizer:
         """The model as all members have it, one float32 vector a fragment.
 
         Anchors if there are any, else the parameters. If every member has a model of its own (gossip), their mean:
-        all members must call it then.
+        all members must call it then. Within an island, this member's part of each.
         """
         if not self._method.topology.consensus:
             return [self._mean_of_all(self._fragments.gather(f)) for f in range(self._fragments.count)]
@@ -216,7 +241,10 @@ class Synchronizer:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Within the block the model holds `consensus()`, which is what should be evaluated and shipped."""
+        """Within the block the model holds `consensus()`, which is what should be evaluated and shipped.
+
+        Within an island all its members enter and leave it together.
+        """
         live = [self._fragments.gather(f) for f in range(self._fragments.count)]
         for f, vector in enumerate(self.consensus()):
             self._fragments.scatter(f, vector)
@@ -255,6 +283,7 @@ class Synchronizer:
             "answers": dict(self._plan.answers()),
             "rank": self._link.rank,
             "members": len(self._link.members),
+            "shards": self._shards,
             "step": self.step,
             "samples": self._samples,
             "counts_samples": self._counts_samples,
@@ -277,6 +306,12 @@ class Synchronizer:
                 expected=f"{wrong[0]} {self._plan.answers()[wrong[0]]}",
                 mend="resume with the method of the checkpoint, or start anew from its weights",
             )
+        if state.get("shards", "") != self._shards:
+            raise ConfigError(
+                f"the saved state is of {state.get('shards') or 'a whole model'}",
+                expected=self._shards or "a state of a whole model",
+                mend="give every member the state that it saved, on as many members an island, sharded as before",
+            )
         self.step = state["step"]
         self._enter_phase(self._plan.at(max(1, self.step)))
         self._samples, self._counts_samples = state["samples"], state["counts_samples"]
@@ -285,6 +320,7 @@ class Synchronizer:
         self._states = [unpack_state(saved, self._fragments.device) for saved in state["fragments"]]
         self._under_way = [unpack_under_way(saved, self._fragments.device) for saved in state["under_way"]]
         self._carry(what_is_ours(state, self._method, self._link))
+        self._agree_within({"step": str(self.step), "state.committed": str(self.committed)})
         context = agree(self._link, {**self._shared_facts(), "step": str(self.step)})
         self._terms = replace(self._terms, context=context)
 
@@ -415,6 +451,7 @@ class Synchronizer:
         under_way, self._states[fragment] = rounds.begin(
             method, self._terms, self._link, fragment, step, live, self._weight(fragment, step), state,
             how=self._how[fragment], seen=seen, shared=self._shared(fragment, state), counted=(step, self._samples),
+            island=self._island,
         )  # fmt: skip
         rows = self._exchange_buffers(under_way.round) if fragment == 0 and self._buffers else None
         self._under_way.append((under_way, rows))
@@ -476,16 +513,17 @@ class Synchronizer:
             if self._method.payload.in_steps:
                 rates = self._rates(fragment)
                 self._fragments.scatter_gradients(fragment, (combined.update / rates).masked_fill_(rates == 0, 0.0))
-            elif combined.update.data_ptr() != under_way.sent.data_ptr():  # else nobody's but its own came back
+            elif self._fragments.is_shared or combined.update.data_ptr() != under_way.sent.data_ptr():
+                # else nobody's but its own came back
                 self._fragments.scatter_gradients(fragment, combined.update)
         elif self._link.rank in outcome.ranks:
             live = self._fragments.gather(fragment)
             self._fragments.scatter(fragment, self._method.outer.merge(live, state.anchor, under_way.sent))
         else:  # this member's own values were not finite: it takes the others' model, with a fresh inner state
             self._fragments.scatter(fragment, state.anchor)
-            named = dict(self._model.named_parameters())
+            named, kept = dict(self._model.named_parameters()), inner_state(self._optimizer)
             for name in self._fragments.names(fragment):
-                self._optimizer.state.pop(named[name], None)
+                kept.pop(named[name], None)
 
     def _rates(self, fragment: int) -> Tensor:
         """Learning rates of a fragment's parameters, 1 for those that the optimizer lacks.  [n], or [] if all alike"""
@@ -495,8 +533,7 @@ class Synchronizer:
         rates = [rate_of.get(id(p), 1.0) for p in parts]
         if len(set(rates)) == 1:
             return torch.tensor(rates[0], device=device)
-        pieces = zip(parts, rates, strict=True)
-        return torch.cat([torch.full((p.numel(),), rate, device=device) for p, rate in pieces])
+        return self._fragments.spread(fragment, rates)
 
     @property
     def _scales_gradients(self) -> bool:
@@ -568,6 +605,34 @@ def _check_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> Non
             expected="an optimizer over parameters of the model that is synchronised",
             mend="put all trained modules into one nn.ModuleList and synchronise that",
         )
+
+
+def _check_island(model: nn.Module, plan: Method | Phases, island: Island | None) -> None:
+    """A model that several processes have only together, or keep alike, wants to know them."""
+    sharded = any(is_dtensor(p) for p in model.parameters())
+    replicated = any(isinstance(module, nn.parallel.DistributedDataParallel) for module in model.modules())
+    if island is None and (sharded or replicated):
+        told = "has parameters sharded over processes" if sharded else "is averaged over processes in every step (DDP)"
+        raise ConfigError(
+            f"this {type(model).__name__} {told}, and the link knows no island of them",
+            expected="a link that knows who holds the model with this member: they leave out a round together",
+            mend='mesh = init_device_mesh("cpu", (islands, members), mesh_dim_names=("across", "within")), then '
+            'thinwire.join(across=mesh["across"], within=mesh["within"])',
+        )
+    for method in (plan.first, plan.then) if isinstance(plan, Phases) else (plan,):
+        if island is not None and method.aggregator.needs == "rows":
+            raise ConfigError(
+                f"aggregator {method.aggregator!r} within an island: each part of the model would choose for itself",
+                expected="a rule that goes by coordinates, whose choice on a part is that on the whole",
+                mend="use Mean(), Median() or TrimmedMean(...) with islands",
+            )
+
+
+def _shards(model: nn.Module, inner: Link) -> str:
+    """Which part of its island's model a member has, in words."""
+    place = f"part {inner.rank + 1} of {len(inner.members)} of an island's model"
+    found = layout(model)
+    return f"{place} ({found})" if found else place
 
 
 def _check_momentum(optimizer: torch.optim.Optimizer, plan: Method | Phases) -> None:

@@ -56,7 +56,10 @@ def time_limit_s(payload_bytes: int, rate_bytes_per_s: float, longest_wait_s: fl
 class TorchLink:
     """A process group as a link. Made by `join`; see thinwire.links.base.Link for the contract."""
 
-    def __init__(self, group: dist.ProcessGroup, backend: str, timeout_s: float | None) -> None:
+    def __init__(
+        self, group: dist.ProcessGroup, backend: str, timeout_s: float | None, behind: TorchLink | None = None
+    ) -> None:
+        """behind: a link that others wait at while we wait for them on this one; time limits here add its longest."""
         self.rank = dist.get_rank(group)
         self.members = tuple(range(dist.get_world_size(group)))
         self.meter = Meter()
@@ -70,6 +73,7 @@ class TorchLink:
         self._rate_bytes_per_s = 125_000.0  # 1 Mbit/s until something was measured
         self._measured = False
         self._longest_wait_s = 0.0
+        self._longest_limit_s, self._behind = 0.0, behind
         self._broken: PeerLost | None = None
         self._jobs: list[threading.Thread] = []
 
@@ -112,6 +116,9 @@ class TorchLink:
         sent_bytes = sum(buffer.numel() for buffer, _ in outgoing.values())
         moved = sent_bytes + sum(most for most, _ in incoming.values())
         limit_s = self._timeout_s or time_limit_s(moved, self._rate_bytes_per_s, self._longest_wait_s)
+        if self._behind is not None:
+            limit_s += self._behind._longest_limit_s
+        self._longest_limit_s = max(self._longest_limit_s, limit_s)
         start = time.perf_counter()
         try:
             with self._slots:
