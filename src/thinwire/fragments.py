@@ -108,7 +108,7 @@ class Fragments:
 
     def schema(self) -> str:
         """Digest of names, shapes, dtypes and their order: equal on members whose vectors mean the same."""
-        told = [[(name, *self._told(p), str(p.dtype)) for name, p in part] for part in self._parts]
+        told = [[(name, tuple(p.shape), str(p.dtype)) for name, p in part] for part in self._parts]
         return hashlib.blake2b(repr(told).encode(), digest_size=8).hexdigest()
 
     def _flat(self, tensors: Sequence[Tensor]) -> Tensor:
@@ -127,10 +127,6 @@ class Fragments:
 
     def _is_cut(self, p: nn.Parameter) -> bool:
         return self._share is not None and self._share.of > 1 and not is_dtensor(p)
-
-    def _told(self, p: nn.Parameter) -> tuple[tuple[int, ...], ...]:
-        whole, held = tuple(p.shape), tuple(self._held(p).shape)
-        return (whole,) if self._share is None else (whole, held)
 
     def _whole(self, fragment: int, vector: Tensor) -> list[Tensor]:
         """What a vector says of each parameter as this process holds it: shares are gathered in the island."""

@@ -9,6 +9,7 @@ looks into sys.modules.
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -76,14 +77,16 @@ def share_of(held: Tensor, rank: int, of: int) -> Tensor:
 
 def layout(model: nn.Module) -> str:
     """Which shards of its parameters this process holds, in words that differ where the shards do; "" if it has all."""
-    found = {}
+    found, shapes = {}, []
     for parameter in model.parameters():
         if is_dtensor(parameter):
+            shapes.append(tuple(local(parameter).shape))
             mesh: Any = parameter.device_mesh  # type: ignore[attr-defined]
             place = tuple(at + 1 for at in mesh.get_coordinate() or ())
             placements = ", ".join(map(repr, parameter.placements))  # type: ignore[attr-defined]
             found[f"part {_by(place)} of {_by(tuple(mesh.shape))} by {placements}"] = True
-    return "; ".join(found)
+    told = hashlib.blake2b(repr(shapes).encode(), digest_size=4).hexdigest()
+    return "; ".join([*found, f"shapes {told}"]) if found else ""
 
 
 def _by(numbers: tuple[int, ...]) -> str:
