@@ -17,6 +17,9 @@ from torch.nn.parallel import DistributedDataParallel
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
+from collective_counts import ENGINES as PLACED  # noqa: E402
+from collective_counts import step_bytes  # noqa: E402
+
 import thinwire  # noqa: E402
 from small import adamw, batch, loss_of, make_model  # noqa: E402
 from thinwire.aggregators import WeightedMean  # noqa: E402
@@ -189,6 +192,7 @@ def quad():
         found[engine, "resumed"] = through, trained(engine, late, both=both, start=through["saved"])
     found["given"] = gives(both)
     found["refused"] = refusals(both)
+    found["collectives"] = {name: step_bytes(options) for name, options in PLACED.items()}
     found["loses"] = loses(both)  # last: it leaves a broken group
     return found
 

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from island_member import CODECS, ENGINES, MEMBERS, METHODS, OPTIONS, reference
-from test_torch_link import members as start_members
 
 import thinwire
 from small import make_model, same
 from thinwire.packet import wire_bytes
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def quad(tmp_path_factory):
-    return start_members("quad", tmp_path_factory.mktemp("quad"), 4, program="islands/island_member.py")[0]
 
 
 @pytest.fixture(scope="module")
@@ -133,8 +129,6 @@ def test_a_link_leads_over_the_members_of_a_group(quad):
     ],
 )
 def test_what_cannot_be_one_model_is_refused(quad, name, text):
-    import re
-
     for member in quad:
         assert re.match(text, member["refused"][name])
     assert 'thinwire.join(across=mesh["across"], within=mesh["within"])' in quad[0]["refused"]["sharded"]
