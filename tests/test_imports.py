@@ -16,13 +16,14 @@ SOURCE = Path(__file__).parents[1] / "src" / "thinwire"
 FLOORS: list[set[str]] = [
     {"version", "errors"},
     {"packet", "randomness", "units", "expressions", "sharding"},
-    {"aggregators", "links"},
+    {"aggregators", "links", "pace"},
     {"codecs"},
     {"schedules", "payloads", "topologies", "outer", "fragments"},
     {"method", "ways"},
     {"collectives"},
+    {"handshake"},
     {"island"},
-    {"methods", "rounds", "handshake", "buffers"},
+    {"methods", "rounds", "buffers"},
     {"snapshot"},
     {"synchronizer", "hooks"},
 ]

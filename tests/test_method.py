@@ -7,12 +7,13 @@ from dataclasses import dataclass, fields, replace
 import pytest
 
 from thinwire.aggregators import Mean, Median, TrimmedMean, WeightedMean
-from thinwire.codecs import ErrorFeedback, ef21, ef21w, fp32, int4, int8, topk, zstd
+from thinwire.codecs import ErrorFeedback, dct, ef21, ef21w, fp32, int4, int8, topk, zstd
 from thinwire.codecs.base import Codec, Traits
 from thinwire.errors import ConfigError
 from thinwire.method import Method, Phases
 from thinwire.methods import (
     METHODS,
+    demo,
     dgc,
     diloco,
     every_step,
@@ -22,6 +23,7 @@ from thinwire.methods import (
     one_bit_adam,
     post_local_sgd,
     sign_sgd,
+    sparta,
     streaming_diloco,
 )
 from thinwire.outer import SGD, Adam, Average, Mix, Nesterov, NoStep, Rebase
@@ -135,6 +137,8 @@ OTHERS = {
     },
     one_bit_adam: {"freeze": 7, "codec": int8, "beta1": 0.5, "beta2": 0.5, "eps": 1e-3},
     sign_sgd: {"block": 64},
+    demo: {"codec": dct(1 / 8), "decay": 0.9},
+    sparta: {"share": 0.1, "every": 3, "codec": int8},
     local_sgd: {"every": 7, "codec": int8},
     fedavg: {"every": 7, "codec": int8},
     post_local_sgd: {"switch": 7, "every": 7, "codec": int8},

@@ -50,7 +50,7 @@ def test_more_fragments_than_steps_share_steps():
 def test_refusals():
     with pytest.raises(ConfigError, match=r"a round every 0 steps\n.*every 1 step or more\n.*every=1 is every step"):
         Every(0)
-    with pytest.raises(ConfigError, match=r"overlap of 4 steps with a round every 4\n.*from 0 to 3: .*\n.*lower the"):
-        Every(4, overlap=4)
+    with pytest.raises(ConfigError, match=r"overlap of 5 steps with a round every 4\n.*from 0 to 4: .*\n.*lower the"):
+        Every(4, overlap=5)
     with pytest.raises(ConfigError, match="overlap of -1"):
         Every(4, overlap=-1)

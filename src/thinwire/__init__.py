@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from thinwire.links.local import Network, run
     from thinwire.method import Method, Phases
     from thinwire.methods import (
+        demo,
         dgc,
         diloco,
         every_step,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
         one_bit_adam,
         post_local_sgd,
         sign_sgd,
+        sparta,
         streaming_diloco,
     )
     from thinwire.synchronizer import Synchronizer, synchronize
@@ -52,6 +54,8 @@ _PLACES = {
     "links.joining": ["join"],
     "method": ["Method", "Phases"],
     "methods": [
+        "demo",
+        "dgc",
         "dgc",
         "diloco",
         "every_step",
@@ -61,6 +65,7 @@ _PLACES = {
         "one_bit_adam",
         "post_local_sgd",
         "sign_sgd",
+        "sparta",
         "streaming_diloco",
     ],
     "synchronizer": ["Synchronizer", "synchronize"],
@@ -83,6 +88,7 @@ __all__ = [
     "ThinwireError",
     "__version__",
     "broadcast",
+    "demo",
     "dgc",
     "diloco",
     "every_step",
@@ -95,6 +101,7 @@ __all__ = [
     "post_local_sgd",
     "run",
     "sign_sgd",
+    "sparta",
     "streaming_diloco",
     "synchronize",
 ]

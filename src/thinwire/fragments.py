@@ -42,7 +42,11 @@ class Fragments:
     @property
     def sizes(self) -> tuple[int, ...]:
         """Elements of each fragment."""
-        return tuple(sum(self._sizes(fragment)) for fragment in range(self.count))
+        return tuple(sum(self.lengths(fragment)) for fragment in range(self.count))
+
+    def lengths(self, fragment: int) -> tuple[int, ...]:
+        """Elements held of each of a fragment's parameters, in the order of its vector."""
+        return tuple(self._held(p).numel() for _, p in self._parts[fragment])
 
     @property
     def is_shared(self) -> bool:
@@ -103,7 +107,7 @@ class Fragments:
 
     def spread(self, fragment: int, values: Sequence[float]) -> Tensor:
         """One value a parameter, for each of its elements.  float32 [n]"""
-        sizes = zip(self._sizes(fragment), values, strict=True)
+        sizes = zip(self.lengths(fragment), values, strict=True)
         return torch.cat([torch.full((size,), value, device=self.device) for size, value in sizes])
 
     def schema(self) -> str:
@@ -115,10 +119,7 @@ class Fragments:
         return torch.cat([tensor.reshape(-1).to(self.device, torch.float32) for tensor in tensors])
 
     def _pieces(self, fragment: int, vector: Tensor) -> tuple[Tensor, ...]:
-        return vector.split_with_sizes(self._sizes(fragment))
-
-    def _sizes(self, fragment: int) -> list[int]:
-        return [self._held(p).numel() for _, p in self._parts[fragment]]
+        return vector.split_with_sizes(self.lengths(fragment))
 
     def _held(self, p: nn.Parameter, of: Tensor | None = None) -> Tensor:
         """What the vectors hold of a parameter, or of its gradient: a view."""

@@ -20,7 +20,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import astuple, replace
 from typing import Any
 
 import torch
@@ -28,7 +28,9 @@ from torch import Tensor
 
 from thinwire.collectives import Carried, Combined, gather_packets
 from thinwire.errors import LinkError, PeerLost, ThinwireError
+from thinwire.handshake import all_of
 from thinwire.links.base import Channel, Link
+from thinwire.pace import Told
 from thinwire.packet import Header, Kind, Layout, Packet
 
 _MOST_BYTES = 1 << 12
@@ -63,6 +65,23 @@ class Island:
 
         return framed
 
+    def all_of(self, holds: bool) -> bool:
+        """Whether something holds on every member; all of them call it."""
+        return all_of(self.link, holds)
+
+    def told(self, told: Mapping[int, Told]) -> dict[int, Told]:
+        """What every island has told on which its pace depends, by what its members have; all of them call it.
+
+        An island is as slow as its slowest member; samples and squares add up.
+        """
+        rows = torch.tensor([astuple(each) for each in told.values()], dtype=torch.float64)  # [islands, numbers]
+        packet = Packet("pace", 0, {"numbers": rows.flatten()}, Header(sender=self.link.rank))
+        layout: Layout = {"numbers": (torch.float64, rows.numel())}
+        channel, what = self.link.open("island"), "the pace within the island"
+        found = gather_packets(channel, self.link.rank, self.link.members, packet, layout, what)
+        parts = [each.fields["numbers"].view(rows.shape).tolist() for each in found.values()]
+        return {rank: _joined([Told(*part[place]) for part in parts]) for place, rank in enumerate(told)}
+
     def gather(self, vector: Tensor, sizes: Sequence[int]) -> list[Tensor]:
         """Everybody's vector, by rank.  float32 [sizes[rank]]"""
         packet = Packet("shares", 0, {"value": vector}, Header(sender=self.link.rank))
@@ -77,6 +96,17 @@ class Island:
         layout: Layout = {"text": (torch.uint8, _MOST_BYTES)}
         found = gather_packets(channel, self.link.rank, self.link.members, packet, layout, f"{what} within the island")
         return [json.loads(bytes(each.fields["text"].numpy()).decode()) for each in found.values()]
+
+
+def _joined(parts: Sequence[Told]) -> Told:
+    return Told(
+        step_s=max(part.step_s for part in parts),
+        samples=math.fsum(part.samples for part in parts),
+        lr=parts[0].lr,
+        round_s=max(part.round_s for part in parts),
+        size2=math.fsum(part.size2 for part in parts) if all(part.size2 >= 0 for part in parts) else -1.0,
+        update2=math.fsum(part.update2 for part in parts),
+    )
 
 
 def _failure(error: Exception) -> dict[str, Any]:

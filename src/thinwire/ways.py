@@ -39,6 +39,7 @@ class Exchange:
     """Everything a round needs beside the vectors.
 
     how        the codec, fitted to the fragment, with its memory and its stages if it has them
+    recalls    whether it is asked what was counted as this member's
     ranks of `route` are the members that combine; `witnesses` those whose results must agree at the end
     """
 
@@ -51,6 +52,7 @@ class Exchange:
     header: Header
     key: int
     now: Callable[[], float]
+    recalls: bool = False
 
     @property
     def what(self) -> str:

@@ -18,6 +18,8 @@ OPTIONS = {
     "dgc": "--warmup 5 --codec topk(1/8)",
     "one_bit_adam": "--freeze 4",
     "sign_sgd": "--block 256",
+    "demo": "--codec dct(1/8)",
+    "sparta": "--share 0.1",
 }
 
 

@@ -10,6 +10,7 @@ import thinwire
 from small import BATCH, adamw, batch, local_steps, loss_of, make_model, same, sgd, train
 from thinwire import (
     Network,
+    demo,
     dgc,
     diloco,
     every_step,
@@ -19,11 +20,13 @@ from thinwire import (
     one_bit_adam,
     post_local_sgd,
     sign_sgd,
+    sparta,
     streaming_diloco,
 )
 from thinwire.aggregators import Median, TrimmedMean, WeightedMean
 from thinwire.codecs import (
     ErrorFeedback,
+    dct,
     fetchsgd,
     fp32,
     int4,
@@ -67,7 +70,14 @@ METHODS = {
     "streaming": streaming_diloco(every=4, fragments=2, overlap=1),
     "streaming deep": streaming_diloco(every=6, fragments=3, overlap=4, codec=int8()),
     "streaming rebase": streaming_diloco(every=4, fragments=2, overlap=2).but(outer=Rebase(Nesterov(0.4, 0.9))),
+    "delayed": diloco(every=3).but(schedule=Every(3, overlap=3), outer=SGD(0.7)),
+    "delayed fragments": diloco(every=4, codec=topk(1 / 4)).but(
+        schedule=Every(4, overlap=4), payload=Delta(2), outer=SGD(0.5, 0.3)
+    ),
     "flasc": flasc(every=3),
+    "demo": demo(codec=dct(1 / 8)),
+    "sparta": sparta(share=0.1),
+    "sparta deep": sparta(share=0.2).but(schedule=Every(3, overlap=2)),
     "diloco randk": diloco(every=3, codec=randk(1 / 4)),
     "diloco rows": diloco(every=3, codec=rows(1 / 4, width=8) | int8()),
     "islands": diloco(every=3, codec=int8()).but(topology=Islands(2)),

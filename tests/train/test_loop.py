@@ -34,6 +34,8 @@ OPTIONS = {
     "dgc": {"codec": "topk(1/8)", "warmup": 5},
     "one_bit_adam": {"freeze": 6},
     "sign_sgd": {},
+    "demo": {"codec": "dct(1/8)"},
+    "sparta": {"share": 0.1, "every": 2},
 }
 
 

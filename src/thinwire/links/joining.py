@@ -51,8 +51,8 @@ def join(
     backend    "gloo" (processors; GPU tensors are staged through memory) or "nccl" (GPUs)
     timeout_s  one override for every time limit; by default they follow from payload and measured link
     across     members of an initialised group that make up this one, instead of all; all of these call it
-    within     this member's island: those that hold the other shards of its model, or the same model (FSDP2, DDP,
-               ZeRO). `across` are then the members of equal rank in the islands, and the link leads to them
+    within     this member's island, over Gloo: those that hold the other shards of its model, or the same model (FSDP2,
+               DDP, ZeRO). `across` are then the members of equal rank in the islands, and the link leads to them
     raises     ConfigError for a request that cannot be met, LinkError if the group does not form in time
     """
     if backend not in ("gloo", "nccl"):
@@ -99,7 +99,7 @@ def _among(
             'join(across=mesh["across"], within=mesh["within"])',
         )
     link = beside(across, timeout_s, backend)
-    joined = link if within is None else IslandLink(link, beside(within, timeout_s, backend, behind=link))
+    joined = link if within is None else IslandLink(link, beside(within, timeout_s, behind=link))
     try:
         yield joined
     finally:
