@@ -11,6 +11,7 @@ from thinwire.collectives import NO_SAMPLES, OVERFLOW, Carried, Combined
 from thinwire.errors import ConfigError, LinkError, PeerLost, StateMismatch
 from thinwire.island import Island
 from thinwire.links.islands import IslandLink, within
+from thinwire.pace import Told
 
 BEFORE, AFTER = Carried(own={"r": torch.zeros(1)}), Carried(own={"r": torch.ones(1)})
 DONE = Combined(torch.ones(2), AFTER, (0, 1))
@@ -87,6 +88,17 @@ def test_all_parts_fail_where_one_does_and_say_why():
     for error in others:
         assert isinstance(error, LinkError)
         assert "round 3, fragment 0 failed on part 0 of this island's model: members 0, 1 do not hold" in error.wrong
+
+
+def test_an_island_is_as_slow_as_its_slowest_member_and_adds_up_the_rest():
+    def member(link):
+        mine = {0: Told(1.0 + link.rank, 2.0, 0.1, 5.0 - link.rank, 1.5, 2.0), 1: Told(1.0, 1.0, 0.1)}
+        if link.rank == 1:
+            mine[1] = Told(1.0, 1.0, 0.1, size2=-1.0)
+        return Island(link).told(mine), Island(link).all_of(True), Island(link).all_of(link.rank > 0)
+
+    for told in thinwire.run(3, member):
+        assert told == ({0: Told(3.0, 6.0, 0.1, 5.0, 4.5, 6.0), 1: Told(1.0, 3.0, 0.1, size2=-1.0)}, True, False)
 
 
 def test_shares_are_gathered_in_order_whatever_their_sizes():

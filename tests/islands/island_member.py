@@ -26,6 +26,8 @@ from thinwire.aggregators import WeightedMean  # noqa: E402
 from thinwire.codecs import parse  # noqa: E402
 from thinwire.links.base import Channel, Link  # noqa: E402
 from thinwire.links.islands import IslandLink  # noqa: E402
+from thinwire.pace import ByLink  # noqa: E402
+from thinwire.schedules import Every, Paced  # noqa: E402
 from thinwire.sharding import local  # noqa: E402
 
 ISLANDS, MEMBERS = 2, 2
@@ -37,6 +39,8 @@ METHODS = {
     "local_sgd": thinwire.local_sgd(every=2),
     "diloco": thinwire.diloco(every=3),
     "streaming": thinwire.streaming_diloco(every=4, fragments=2, overlap=1, codec=parse("fp32")),
+    "back to back": thinwire.diloco(every=3).but(schedule=Every(3, overlap=3)),
+    "paced": thinwire.diloco(every=2).but(schedule=Paced(Every(2), ByLink(least=3, most=3))),
     "weighted": thinwire.diloco(every=3).but(aggregator=WeightedMean()),
 }
 ENGINES = ("fsdp", "ddp", "zero")
@@ -183,6 +187,7 @@ def quad():
         for name, (method, options) in OPTIONS.items():
             found[engine, name] = trained(engine, method, both=both, **options)
         found[engine, "poisoned"] = trained(engine, METHODS["diloco"], both=both, poison=(4, 3))
+    found["fsdp", "poisoned, back to back"] = trained("fsdp", METHODS["back to back"], 9, both=both, poison=(4, 3))
     for codec in CODECS:
         found["fsdp", codec] = trained("fsdp", thinwire.diloco(every=3, codec=parse(codec)), 9, both=both)
     late = thinwire.streaming_diloco(every=4, fragments=2, overlap=3)

@@ -99,6 +99,15 @@ def test_an_island_of_which_one_part_is_not_finite_abstains_as_a_whole(quad, eng
         assert all(bool(p.isfinite().all()) for p in found["live"])
 
 
+def test_back_to_back_too(quad):
+    """The next round begins as one ends, from what the island as a whole has."""
+    for member in quad:
+        found = member["fsdp", "poisoned, back to back"]
+        assert [outcome.ranks for outcome in found["outcomes"]] == [(0, 1), (0,), (0, 1)]
+        assert all(bool(p.isfinite().all()) for p in found["live"])
+        assert same(found["consensus"], quad[0]["fsdp", "poisoned, back to back"]["consensus"])
+
+
 @pytest.mark.parametrize("engine", ["fsdp", "ddp"])
 def test_islands_resume_to_the_bit_in_mid_flight(quad, engine):
     for member in quad:

@@ -19,7 +19,8 @@ Source  Xu et al. 2025, arXiv:2501.04266 has three such levels, by its abstract.
         of ring collectives; what torch's engines ask for is counted in tests/islands.
 Differs the all-reduce is over all N / g_g holders of a gradient's shard, not over g_o / g_g: with g_o < N replicas
         would drift apart. What ZeroRedundancyOptimizer sends is one half more than ZeRO's first stage in theory: it
-        sums gradients everywhere, where a reduce-scatter would do.
+        sums gradients everywhere, where a reduce-scatter would do. FSDP2 gathers from the optimizer's own weights and
+        keeps no shard in the narrow type: where weights are sharded it needs w P / g_w less than planned.
 """
 
 from __future__ import annotations
