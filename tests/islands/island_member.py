@@ -60,7 +60,7 @@ def placed(engine: str, both, model: nn.Module):
 
     group = both["within"].get_group()
     if engine == "fsdp":
-        for layer in (model[0], model[2], model[4]):
+        for layer in (model[0], model[2]):  # the root has the last one, and leaves it whole after a forward pass
             fully_shard(layer, mesh=both["within"])
         return fully_shard(model, mesh=both["within"]), adamw(model)
     wrapped = DistributedDataParallel(model, process_group=group)
