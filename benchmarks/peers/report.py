@@ -1,6 +1,6 @@
 """The table and the plots of benchmarks/results/peers.jsonl: peers.md and peers.png beside it.
 
-    python benchmarks/peers/report.py [--results FILE.jsonl]
+python benchmarks/peers/report.py [--results FILE.jsonl]
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ from thinwire.version import __version__
 T = TypeVar("T")
 _log = logging.getLogger("thinwire")
 
-_BESIDE = 2  # rounds under way at a time: one is written while the other travels; a link has slots for eight
+_BESIDE = 2  # rounds under way at a time: one is written while the other travels, and no more memory is taken
 _PATIENCE_ROUNDS = 40  # in a row without finite values: a GradScaler looks for its scale by halving, 2^16 to 2^-24
 
 
@@ -113,8 +113,8 @@ class Session:
         x  float32 [n] this member's, not to be changed until the round is finished
         """
         under_way, self._states[unit] = rounds.begin(
-            self.method, self._terms, self._link, unit, self._states[unit].begun + 1, x, 1.0, self._states[unit],
-            how=self._how[unit], seen=x, shared=None, counted=(0, 0),
+            self.method, self._terms, self._link, unit, self._states[unit].begun + 1, x, x, 1.0,
+            self._states[unit], how=self._how[unit], shared=None, counted=(0, 0),
         )  # fmt: skip
         return under_way
 
@@ -126,7 +126,8 @@ class Session:
         """
         combined = under_way.result.wait()
         unit, members = under_way.fragment, self._link.members
-        state, outcome = rounds.finish(self.method, under_way, combined, under_way.due, self._states[unit], members)
+        before, outer = self._states[unit], self.method.outer
+        state, outcome = rounds.finish(outer, under_way, combined, under_way.due, before, members, lr=1.0)
         self._states[unit] = state
         if isinstance(outcome, Committed):
             self._tell_who_was_left_out(unit, outcome.round, outcome.ranks)
