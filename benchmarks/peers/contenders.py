@@ -77,6 +77,7 @@ CONTENDERS = (
     _ours("thinwire diloco, int4", "diloco", every=10, codec="int4", **AVERAGE),
     _ours("thinwire diloco, topk(1/64) | int4", "diloco", every=10, **SPARSE),
     _ours("thinwire diloco, topk(1/64) | int4, every 5", "diloco", every=5, **SPARSE),
+    _ours("thinwire sparse_loco", "sparse_loco", every=10),
     _ours(
         "thinwire streaming, int4", "streaming", every=10, fragments=2, overlap=3, codec="int4", outer_lr=1.0,
         momentum=0.5,

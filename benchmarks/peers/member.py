@@ -29,7 +29,7 @@ from thinwire.train.text import TextOptions, TextTask
 
 _INTERFACE = Path("/sys/class/net/eth0/statistics")
 _POLL_S = 0.005
-_NICE = -5
+_NICE = -10
 
 
 def is_marked(step: int, every: int) -> bool:
