@@ -13,7 +13,6 @@ without another byte: the last one that all members agreed on. The runner evalua
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import os
@@ -29,7 +28,6 @@ from thinwire.train.text import TextOptions, TextTask
 
 _INTERFACE = Path("/sys/class/net/eth0/statistics")
 _POLL_S = 0.005
-_NICE = -10
 
 
 def is_marked(step: int, every: int) -> bool:
@@ -52,14 +50,6 @@ def flat(model: nn.Module) -> Tensor:
     return torch.cat([parameter.detach().reshape(-1) for parameter in model.parameters()])
 
 
-def _go_first() -> None:
-    """Ahead of what else this machine has to do, so that it slows no contender more than another."""
-    with contextlib.suppress(OSError):  # no such file where the kernel does not group by session; no right to it
-        Path("/proc/self/autogroup").write_text(f"{_NICE}")
-    with contextlib.suppress(OSError):
-        os.nice(_NICE)
-
-
 class Member:
     """One host's member of a run."""
 
@@ -72,7 +62,6 @@ class Member:
         self.task = text_task(self.work)
         self.step = 0
         self.after_step: Callable[[int], None] = lambda step: None
-        _go_first()
         torch.set_num_threads(1)
         torch.manual_seed(self.seed)  # all members begin with equal weights
 
