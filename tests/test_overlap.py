@@ -11,11 +11,12 @@ import thinwire
 from small import adamw, local_steps, make_model
 from thinwire import Network, streaming_diloco
 from thinwire.codecs import int8
+from thinwire.collectives import Carried, combine
 from thinwire.links.local import run
 from thinwire.method import Method
 from thinwire.outer import SGD, Average
 from thinwire.payloads import Delta, Parameters
-from thinwire.rounds import FragmentState, Terms, begin
+from thinwire.rounds import Terms, opened
 from thinwire.schedules import Every
 from thinwire.topologies import Everyone, Islands, RandomPairs
 
@@ -24,23 +25,24 @@ FAST, SLOW = 1e6, 1e4
 
 
 def rounds_of(link, method, count, *, beside=False):
-    """When each round ended on a member, and with whom it was.  [count] of (seconds, ranks)"""
-    state, terms, told, last = FragmentState(torch.zeros(N)), Terms(0, 0), [], None
+    """When each round ended on a member, and with whom it was; beside the next step, or before it.  [count]"""
+    how, told, last = method.codec.fit(((N,),)), [], None
+
+    def end(handle):
+        ranks = handle.wait().ranks
+        told.append((link.now(), ranks))
+
     for number in range(count):
         link.local_step()
         if last is not None:
-            combined = last.result.wait()
-            told.append((link.now(), combined.ranks))
-        last, state = begin(
-            method, terms, link, 0, number, torch.full((N,), float(link.rank)), 1.0, state,
-            how=method.codec.fit(((N,),)), seen=state.anchor, shared=None, counted=(0, 0),
-        )  # fmt: skip
+            end(last)
+        exchange = opened(method, Terms(0, 0), link, 0, number, how)
+        last = link.spawn(lambda exchange=exchange: combine(exchange, torch.ones(N), 1.0, Carried(), None), "a round")
         if not beside:
-            combined, last = last.result.wait(), None
-            told.append((link.now(), combined.ranks))
+            end(last)
+            last = None
     if last is not None:
-        combined = last.result.wait()
-        told.append((link.now(), combined.ranks))
+        end(last)
     return told
 
 
