@@ -297,6 +297,15 @@ def test_a_dump_spells_out_the_defaults():
         (["--task.no-tied=x", "--tied"], None),
         (["--tied", "false"], {"task": TextOptions(tied=False)}),
         (["--tied", "--context", "5"], {"task": TextOptions(tied=True, context=5)}),
+        (
+            ["--optimizer", "Muon", "--adamw_lr", "1e-3", "--adamw_betas", "0.8,0.9", "--adjust_lr_fn", "original"],
+            {
+                "optimizer": OptimizerOptions(
+                    "Muon", options={"adamw_lr": 1e-3, "adamw_betas": (0.8, 0.9), "adjust_lr_fn": "original"}
+                )
+            },
+        ),
+        (["--optimizer=LARS", "--trust=0.01"], {"optimizer": OptimizerOptions("LARS", options={"trust": 0.01})}),
         (["--betas", "0.8,0.9"], {"optimizer": OptimizerOptions(options={"betas": (0.8, 0.9)})}),
         (["--foreach", "none"], {"optimizer": OptimizerOptions(options={"foreach": None})}),
         (

@@ -23,7 +23,7 @@ FLOORS: list[set[str]] = [
     {"collectives"},
     {"methods", "rounds", "handshake", "buffers"},
     {"snapshot"},
-    {"synchronizer", "hooks"},
+    {"synchronizer", "hooks", "pushes"},
 ]
 #: Imports inside functions that point back, and why they may: each breaks a cycle that is in the thing itself.
 BACKWARDS = {

@@ -20,9 +20,11 @@ from thinwire.methods import (
     fedavg,
     flasc,
     local_sgd,
+    muloco,
     one_bit_adam,
     post_local_sgd,
     sign_sgd,
+    sparse_loco,
     sparta,
     streaming_diloco,
 )
@@ -144,6 +146,8 @@ OTHERS = {
     post_local_sgd: {"switch": 7, "every": 7, "codec": int8},
     diloco: {"every": 7, "outer_lr": 0.3, "momentum": 0.5, "codec": int8},
     flasc: {"every": 7, "outer_lr": 0.3, "codec": topk(1 / 16)},
+    muloco: {"every": 7, "outer_lr": 0.3, "momentum": 0.5, "codec": int8},
+    sparse_loco: {"every": 7, "outer_lr": 0.3, "decay": 0.5, "codec": topk(1 / 16)},
     streaming_diloco: {
         "every": 7, "fragments": 3, "overlap": 3, "keep": 0.3, "outer_lr": 0.3, "momentum": 0.5, "codec": int8,
     },

@@ -30,16 +30,20 @@ if TYPE_CHECKING:
         fedavg,
         flasc,
         local_sgd,
+        muloco,
         one_bit_adam,
         post_local_sgd,
         sign_sgd,
+        sparse_loco,
         sparta,
         streaming_diloco,
     )
+    from thinwire.pushes import Asynchronous, DelayedNesterov, asynchronous
     from thinwire.synchronizer import Synchronizer, synchronize
 
 #: Public names and where they live; loaded when they are asked for, so that `thinwire --version` need not load torch.
 _PLACES = {
+    "pushes": ["Asynchronous", "DelayedNesterov", "asynchronous"],
     "errors": [
         "ConfigError",
         "DivergedError",
@@ -62,10 +66,12 @@ _PLACES = {
         "fedavg",
         "flasc",
         "local_sgd",
+        "muloco",
         "one_bit_adam",
         "post_local_sgd",
         "sign_sgd",
         "sparta",
+        "sparse_loco",
         "streaming_diloco",
     ],
     "synchronizer": ["Synchronizer", "synchronize"],
@@ -75,7 +81,9 @@ _ROOMS = ("hooks",)
 _MODULES = {name: module for module, names in _PLACES.items() for name in names}
 
 __all__ = [
+    "Asynchronous",
     "ConfigError",
+    "DelayedNesterov",
     "DivergedError",
     "LinkError",
     "Method",
@@ -87,6 +95,7 @@ __all__ = [
     "Synchronizer",
     "ThinwireError",
     "__version__",
+    "asynchronous",
     "broadcast",
     "demo",
     "dgc",
@@ -97,10 +106,12 @@ __all__ = [
     "hooks",
     "join",
     "local_sgd",
+    "muloco",
     "one_bit_adam",
     "post_local_sgd",
     "run",
     "sign_sgd",
+    "sparse_loco",
     "sparta",
     "streaming_diloco",
     "synchronize",

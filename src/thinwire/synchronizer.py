@@ -262,13 +262,17 @@ class Synchronizer:
     def evaluating(self) -> Iterator[None]:
         """Within the block the model holds `consensus()`, which is what should be evaluated and shipped."""
         live = [self._fragments.gather(f) for f in range(self._fragments.count)]
-        for f, vector in enumerate(self.consensus()):
-            self._fragments.scatter(f, vector)
+        self.take_consensus()
         try:
             yield
         finally:
             for f, vector in enumerate(live):
                 self._fragments.scatter(f, vector)
+
+    def take_consensus(self) -> None:
+        """Leave the model holding `consensus()`, for good; local steps since the last round are given up."""
+        for f, vector in enumerate(self.consensus()):
+            self._fragments.scatter(f, vector)
 
     def _mean_of_all(self, vector: Tensor) -> Tensor:
         header = Header(sender=self._link.rank, context=self._terms.context)

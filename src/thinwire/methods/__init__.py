@@ -11,9 +11,11 @@ from thinwire.methods.diloco import diloco
 from thinwire.methods.every_step import every_step
 from thinwire.methods.flasc import flasc
 from thinwire.methods.local_sgd import fedavg, local_sgd
+from thinwire.methods.muloco import muloco
 from thinwire.methods.one_bit_adam import one_bit_adam
 from thinwire.methods.post_local_sgd import post_local_sgd
 from thinwire.methods.sign_sgd import sign_sgd
+from thinwire.methods.sparse_loco import sparse_loco
 from thinwire.methods.sparta import sparta
 from thinwire.methods.streaming_diloco import streaming_diloco
 
@@ -31,6 +33,8 @@ METHODS: dict[str, Callable[..., Method | Phases]] = {
     "diloco": diloco,
     "streaming": streaming_diloco,
     "flasc": flasc,
+    "muloco": muloco,
+    "sparse_loco": sparse_loco,
 }
 
 __all__ = [
@@ -42,9 +46,11 @@ __all__ = [
     "fedavg",
     "flasc",
     "local_sgd",
+    "muloco",
     "one_bit_adam",
     "post_local_sgd",
     "sign_sgd",
+    "sparse_loco",
     "sparta",
     "streaming_diloco",
 ]
