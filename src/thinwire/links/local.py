@@ -15,10 +15,12 @@ decoding cost no simulated time.
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 import itertools
 import math
 import random
+import struct
 import threading
 import time
 from collections import Counter
@@ -34,7 +36,6 @@ from torch import Tensor
 from thinwire.errors import ConfigError, PeerLost
 from thinwire.links.base import Link
 from thinwire.links.meter import Meter
-from thinwire.randomness import mix
 
 T = TypeVar("T")
 
@@ -292,8 +293,9 @@ class _Simulation:
         mean_s = (self.latency_s[address[2]] + self.latency_s[address[3]]) / 2
         if not self.jitter or not mean_s:
             return mean_s
-        uniform = (mix(*address) + 0.5) / 2**64
-        return mean_s * math.exp(self.jitter * _NORMAL.inv_cdf(min(max(uniform, 2**-53), 1 - 2**-53)))
+        drawn = hashlib.blake2b(struct.pack("<4q", *address), digest_size=6).digest()
+        uniform = (int.from_bytes(drawn, "little") + 0.5) / 2**48  # 48 bits and a half: never rounded to 0 or 1
+        return mean_s * math.exp(self.jitter * _NORMAL.inv_cdf(uniform))
 
     def receive(self, channel: int, turns: Mapping[int, int], what: str) -> dict[int, Tensor]:
         actor, mail = self.me, self.mail
