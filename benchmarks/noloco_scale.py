@@ -105,20 +105,20 @@ def main() -> None:
         f"thinwire {thinwire.__version__}, torch {torch.__version__}, Python {platform.python_version()}.",
         "",
         "| members | method | s a round, mean over members | last member | against pairs | messages a member and round "
-        "| MB a member and round | simulated in |",
+        "| MB a member and round | processor time |",
         "|---|---|---|---|---|---|---|---|",
     ]
     print("\n".join(lines), flush=True)
     for members in map(int, args.members.split(",")):
         took: dict[str, tuple[Took, float]] = {}
         for name, (method, rounds) in contenders(members).items():
-            start = time.monotonic()
-            took[name] = measured(method, members, rounds, network), time.monotonic() - start
+            start = time.process_time()
+            took[name] = measured(method, members, rounds, network), time.process_time() - start
         pairs = took["random pairs, one vector"][0].mean_s
-        for name, (of, wall_s) in took.items():
+        for name, (of, worked_s) in took.items():
             lines.append(
                 f"| {members} | {name} | {of.mean_s:.2f} | {of.last_s:.2f} | {of.mean_s / pairs:.2f} "
-                f"| {of.messages:,.0f} | {of.megabytes:.2f} | {wall_s:.0f} s |"
+                f"| {of.messages:,.0f} | {of.megabytes:.2f} | {worked_s:.0f} s |"
             )
             print(lines[-1], flush=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
