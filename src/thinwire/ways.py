@@ -8,8 +8,10 @@ Which one it is follows from what codec and rule declare, never from their names
                      shard of all contributions and sends the result, encoded again, to all
     gather           everything else, and groups of two: everybody gets all contributions and combines them itself
 
+In a graph there is one way, `mingle`: a member tells its neighbours and averages those that it hears.
+
 Contributions are combined in ascending order of rank, and a member applies the decoded form of what it sent, so all
-members hold the same bits afterwards, whatever the link.
+members of a group hold the same bits afterwards, whatever the link.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from thinwire.aggregators import Aggregator
+from thinwire.aggregators import Aggregator, WeightedMean
 from thinwire.codecs import How
 from thinwire.codecs.base import Codec
 from thinwire.codecs.precision import FP32
@@ -29,7 +31,7 @@ from thinwire.errors import PacketError
 from thinwire.links.base import Channel
 from thinwire.packet import Flag, Header, Kind, Layout, Packet, check, read, wire_bytes
 from thinwire.randomness import mix
-from thinwire.topologies import Group, Route
+from thinwire.routes import Group, Neighbours, Route, shares
 
 _ALIGN = 256  # shards begin at multiples of this many elements, so that blocks of a quantiser are rarely cut
 
@@ -40,7 +42,8 @@ class Exchange:
 
     how        the codec, fitted to the fragment, with its memory and its stages if it has them
     recalls    whether it is asked what was counted as this member's
-    ranks of `route` are the members that combine; `witnesses` those whose results must agree at the end
+    ranks of `route` are the members that combine; `witnesses` those whose results must agree at the end, if it is not
+    a graph
     """
 
     channel: Channel
@@ -105,6 +108,20 @@ class Outcome:
     dropped: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Mingled:
+    """What came back from a graph's neighbours.
+
+    combined  [n], or None if nobody's values are finite
+    present   ranks that it is made of, ascending
+    damaged   ranks that were left out because their packets were
+    """
+
+    combined: Tensor | None
+    present: tuple[int, ...]
+    damaged: tuple[int, ...]
+
+
 @dataclass
 class Work:
     """One attempt at a round: the exchange, and the clock that tells coding from waiting."""
@@ -156,6 +173,31 @@ def carry(work: Work, route: Group, leg: Leg) -> Outcome:
     if len(route.ranks) > 2 and traits.reencodes and needs != "rows" and leg.keeps is not None:
         return _scatter_gather(work, route, leg)
     return _gather(work, route, leg)
+
+
+def mingle(work: Work, route: Neighbours, leg: Leg) -> Mingled:
+    """Tell some members, hear some, and take the mean of these and the own vector by the route's weights."""
+    ex, n, codec = work.ex, leg.x.numel(), leg.codec
+    keys = {sender: mix(leg.key, 0, sender) for sender in route.weights}
+    packet = Packet(codec.spec, n, codec.encode(leg.x, keys[ex.rank]), leg.header(ex))
+    told, heard = (others_of(tuple(sorted({*ranks, ex.rank})), ex.rank) for ranks in (route.to, route.weights))
+    arrived = work.swap(
+        dict.fromkeys(told, packet),
+        {rank: replace(ex.header, sender=rank) for rank in heard},
+        codec.spec,
+        dict.fromkeys(heard, codec.layout(n)),
+        dict.fromkeys(heard, n),
+    )
+    rows, damaged = {}, []
+    for sender, found in sorted({**arrived, ex.rank: packet}.items()):
+        row = None if found is None else work.decode(found, codec, n, keys[sender], leg.x.device)
+        if found is None or row is None:
+            damaged.append(sender)
+        elif not found.header.flags & Flag.ABSTAINS:
+            rows[sender] = row
+    weights = shares(route, ex.rank, rows)
+    combined = merge(WeightedMean(), *rows_of(((row, weights[rank]) for rank, row in rows.items()), leg.x))
+    return Mingled(combined, tuple(rows), tuple(damaged))
 
 
 def _gather(work: Work, route: Group, leg: Leg) -> Outcome:

@@ -16,6 +16,8 @@ from thinwire import (
     every_step,
     fedavg,
     flasc,
+    gossip,
+    late_merge,
     local_sgd,
     muloco,
     one_bit_adam,
@@ -48,7 +50,7 @@ from thinwire.method import Method, Phases
 from thinwire.outer import SGD, Adam, Average, Mix, Nesterov, Rebase
 from thinwire.payloads import Delta, Parameters
 from thinwire.schedules import Every
-from thinwire.topologies import Everyone, Islands, RandomPairs
+from thinwire.topologies import Everyone, Exponential, Islands, RandomGraph, RandomPairs, Ring, Window
 
 #: Methods of every kind of part; each must pass every test of this list.
 METHODS = {
@@ -90,6 +92,14 @@ METHODS = {
     "islands": diloco(every=3, codec=int8()).but(topology=Islands(2)),
     "islands within islands": diloco(every=3).but(topology=Islands(2, between=Islands(2))),
     "pairs": local_sgd(every=2).but(topology=RandomPairs()),
+    "ring": gossip(every=2),
+    "one peer": gossip(every=1, topology=Exponential()),
+    "random graph in flight": Method(
+        schedule=Every(4, 2), payload=Parameters(2), outer=Mix(Average(), 0.5), topology=RandomGraph(1)
+    ),
+    "some pairs": gossip(every=1, topology=RandomPairs(0.5)),
+    "window": gossip(every=1, topology=Window(2, 3, outside=Ring())),
+    "late merge": late_merge(every=2, merge=7, rounds=2),
     "median": diloco(every=3).but(aggregator=Median()),
     "trimmed": diloco(every=3, codec=int8()).but(aggregator=TrimmedMean(0.3)),
 }
@@ -223,7 +233,7 @@ def _local_training(steps: int) -> list[Tensor]:
 @pytest.mark.parametrize(
     "method",
     [every_step(), local_sgd(every=3), fedavg(every=3), post_local_sgd(switch=4, every=3),
-     local_sgd(every=2).but(topology=RandomPairs())],
+     local_sgd(every=2).but(topology=RandomPairs()), gossip(every=2), late_merge(every=2, merge=6)],
     ids=str,
 )  # fmt: skip
 def test_one_member_of_an_averaging_method_trains_locally_to_the_bit(method):

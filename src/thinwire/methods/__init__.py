@@ -10,6 +10,8 @@ from thinwire.methods.dgc import dgc
 from thinwire.methods.diloco import diloco
 from thinwire.methods.every_step import every_step
 from thinwire.methods.flasc import flasc
+from thinwire.methods.gossip import gossip
+from thinwire.methods.late_merge import late_budget, late_merge
 from thinwire.methods.local_sgd import fedavg, local_sgd
 from thinwire.methods.muloco import muloco
 from thinwire.methods.one_bit_adam import one_bit_adam
@@ -35,6 +37,8 @@ METHODS: dict[str, Callable[..., Method | Phases]] = {
     "flasc": flasc,
     "muloco": muloco,
     "sparse_loco": sparse_loco,
+    "gossip": gossip,
+    "late_merge": late_merge,
 }
 
 __all__ = [
@@ -45,6 +49,9 @@ __all__ = [
     "every_step",
     "fedavg",
     "flasc",
+    "gossip",
+    "late_budget",
+    "late_merge",
     "local_sgd",
     "muloco",
     "one_bit_adam",
