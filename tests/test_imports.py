@@ -18,7 +18,7 @@ FLOORS: list[set[str]] = [
     {"packet", "randomness", "units", "expressions"},
     {"aggregators", "links", "pace"},
     {"codecs"},
-    {"schedules", "payloads", "topologies", "outer", "fragments"},
+    {"schedules", "payloads", "topologies", "outer", "fragments", "batch_size"},
     {"method", "ways"},
     {"collectives"},
     {"methods", "rounds", "handshake", "buffers", "ensembles"},
