@@ -113,7 +113,7 @@ def test_a_method_is_built_from_its_options():
 @pytest.mark.parametrize("name", METHODS)
 def test_every_option_of_every_method_can_be_set_from_its_default(name):
     run = override(Run(), ["--method", name])
-    for option in of_function(METHODS[name]).values():
+    for option in of_function(METHODS[name], skip=["topology"]).values():  # whose words are not its own
         value = plain(option.default)
         told = str(value).lower() if isinstance(value, bool) else value
         run = override(run, [f"--method.{option.name}={told}"])
@@ -168,7 +168,7 @@ def test_errors_of_a_file_in_full():
         loads("[method]\nevry = 5", source="my.toml", methods=METHODS_HERE)
     assert str(caught.value) == (
         "my.toml: method.evry: there is no such option\n"
-        "  expected  one of: aggregator, codec, every, outer_lr, topology\n"
+        "  expected  one of: aggregator, codec, every, outer_lr, pace, topology\n"
         "  mend      did you mean 'every'?"
     )
     with pytest.raises(ConfigError) as caught:

@@ -33,7 +33,16 @@ def agree(link: Link, facts: Mapping[str, str]) -> int:
     raises   ConfigError naming the first fact that differs, and who differs
     """
     told = {"wire version": str(WIRE_VERSION), **facts}
-    text = json.dumps(told, sort_keys=True).encode()
+    everyone = tell(link, told)
+    for name in sorted({name for facts in everyone.values() for name in facts}):
+        _compare(name, {rank: facts.get(name, "nothing") for rank, facts in everyone.items()})
+    whole = json.dumps(told, sort_keys=True).encode() + repr(link.members).encode()
+    return int.from_bytes(hashlib.blake2b(whole, digest_size=8).digest(), "little")
+
+
+def tell(link: Link, facts: Mapping[str, str]) -> dict[int, dict[str, str]]:
+    """What every member holds, by rank; all members call it."""
+    text = json.dumps(facts, sort_keys=True).encode()
     if len(text) > _MOST_BYTES:
         raise ConfigError(
             f"{len(text)} bytes to agree on", expected=f"at most {_MOST_BYTES}", mend="use shorter options"
@@ -47,11 +56,7 @@ def agree(link: Link, facts: Mapping[str, str]) -> int:
     found = gather_packets(
         link.open("handshake"), link.rank, link.members, packet, {"text": (torch.uint8, _MOST_BYTES)}, "the handshake"
     )
-    everyone = {rank: _parse(packet) for rank, packet in found.items()}
-    for name in sorted({name for facts in everyone.values() for name in facts}):
-        _compare(name, {rank: facts.get(name, "nothing") for rank, facts in everyone.items()})
-    whole = text + repr(link.members).encode()
-    return int.from_bytes(hashlib.blake2b(whole, digest_size=8).digest(), "little")
+    return {rank: _parse(packet) for rank, packet in found.items()}
 
 
 def all_of(link: Link, holds: bool) -> bool:

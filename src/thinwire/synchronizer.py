@@ -40,6 +40,7 @@ from thinwire.outer import Mine, Now
 from thinwire.pace import Clock, Pace, Pacer, Pacing, Told
 from thinwire.packet import Header, Layout, Packet
 from thinwire.rounds import Committed, FragmentState, Outcome, Skipped, Terms, UnderWay
+from thinwire.routes import Neighbours, shares
 from thinwire.schedules import Paced, back_to_back
 from thinwire.snapshot import (
     carrying,
@@ -193,8 +194,10 @@ class Synchronizer:
         return facts | answers
 
     def _enter_phase(self, method: Method) -> None:
-        """Begin a method with fresh state; the parameters, equal on all members, are its anchor."""
+        """Begin a method with fresh state; the parameters are its anchor, equal on all members but after gossip."""
         self._method = method
+        plan = self._plan
+        self._apart = isinstance(plan, Phases) and method is plan.then and not plan.first.consensus
         self._fragments = Fragments(self._model, method.payload.fragments)
         anchored = method.payload.kind != "gradient"
         self._states = [
@@ -243,8 +246,12 @@ class Synchronizer:
 
     @property
     def has_consensus(self) -> bool:
-        """Whether all members hold one model after every round; without, each has its own (gossip)."""
-        return self._method.topology.consensus
+        """Whether all members agree on one model with every round; without, each has its own (gossip)."""
+        return self._method.consensus and all(map(self._is_common, self._states))
+
+    def _is_common(self, state: FragmentState) -> bool:
+        """Whether a fragment's anchor is all members' own: where gossip came before, from the first round on."""
+        return state.committed > 0 or not self._apart
 
     def consensus(self) -> list[Tensor]:
         """The model as all members have it, one float32 vector a fragment.
@@ -252,32 +259,50 @@ class Synchronizer:
         Anchors if there are any, else the parameters. If every member has a model of its own (gossip), their mean:
         all members must call it then.
         """
-        if not self._method.topology.consensus:
-            return [self._mean_of_all(self._fragments.gather(f)) for f in range(self._fragments.count)]
+        if not self.has_consensus:
+            return [self._of_all(f).mean(dim=0).to(self._fragments.device) for f in range(self._fragments.count)]
         if self._method.payload.kind == "gradient":
             return [self._fragments.gather(f) for f in range(self._fragments.count)]
         return [state.anchor.clone() for state in self._states]
+
+    def spread(self) -> float:
+        """How far apart the members' models are, 0 if they are one; all members call it.
+
+        sqrt(sum_i |theta_i - mean|^2 / sum_i |theta_i|^2)
+        """
+        apart = size = 0.0
+        for f in range(self._fragments.count):
+            rows = self._of_all(f).double()
+            apart += float((rows - rows.mean(dim=0)).square().sum())
+            size += float(rows.square().sum())
+        return math.sqrt(apart / size) if size else 0.0
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Within the block the model holds `consensus()`, which is what should be evaluated and shipped."""
         live = [self._fragments.gather(f) for f in range(self._fragments.count)]
-        for f, vector in enumerate(self.consensus()):
-            self._fragments.scatter(f, vector)
+        self.take_consensus()
         try:
             yield
         finally:
             for f, vector in enumerate(live):
                 self._fragments.scatter(f, vector)
 
-    def _mean_of_all(self, vector: Tensor) -> Tensor:
+    def take_consensus(self) -> None:
+        """Leave the model holding `consensus()`, for good; local steps since the last round are given up."""
+        for f, vector in enumerate(self.consensus()):
+            self._fragments.scatter(f, vector)
+
+    def _of_all(self, fragment: int) -> Tensor:
+        """All members' parameters of a fragment, in order of rank.  float32 [members, n], on the CPU"""
+        vector = self._fragments.gather(fragment)
         header = Header(sender=self._link.rank, context=self._terms.context)
         packet = Packet("fp32", vector.numel(), {"value": vector}, header)
         layout: Layout = {"value": (torch.float32, vector.numel())}
         found = gather_packets(
             self._link.open("consensus"), self._link.rank, self._link.members, packet, layout, "the consensus model"
         )
-        return torch.stack([packet.fields["value"] for packet in found.values()]).mean(dim=0).to(vector.device)
+        return torch.stack([packet.fields["value"].cpu() for packet in found.values()])
 
     # --- state ---------------------------------------------------------------------------------------------------
 
@@ -351,7 +376,7 @@ class Synchronizer:
 
     def _shared_facts(self) -> dict[str, str]:
         """What all members must hold alike to go on together; who was lost in mid-round may be a round behind."""
-        if not self._method.topology.consensus:
+        if not (self._method.topology.consensus and all(map(self._is_common, self._states))):
             return {}
         gradient = self._method.payload.kind == "gradient"
         facts = {}
@@ -559,9 +584,11 @@ class Synchronizer:
         return all_of_it
 
     def _exchange_buffers(self, number: int) -> Handle[BufferRows]:
-        ranks = rounds.witnesses(self._method, self._link, self._terms.key(number, 0))
+        route = rounds.route_of(self._method, self._terms, self._link, 0, number)
+        ranks = rounds.witnesses(self._method, self._link, route)
         header = Header(round=number, sender=self._link.rank, context=self._terms.context)
-        return self._buffers.exchange(self._link, ranks, header)
+        to = route.to if isinstance(route, Neighbours) else None
+        return self._buffers.exchange(self._link, ranks, header, to=to)
 
     def _tell(self, step: int, x: Tensor, number: int) -> None:
         """Tell all members what the pace to come depends on."""
@@ -586,7 +613,7 @@ class Synchronizer:
 
     def _shared(self, fragment: int, state: FragmentState) -> Tensor | None:
         """What the verdict compares beside the result, if it is this round's turn."""
-        if not self._method.topology.consensus or len(self._link.members) == 1:
+        if not self._method.topology.consensus or not self._is_common(state) or len(self._link.members) == 1:
             return None
         gradient = self._method.payload.kind == "gradient"
         every = max(_COMPARE_GRADIENT_STEPS if gradient else 1, self._fragments.sizes[fragment] // _COMPARE_ELEMENTS)
@@ -606,7 +633,9 @@ class Synchronizer:
         buffers = None if rows is None else rows.wait()
         arrived = self._link.now()
         self._under_way.remove(entry)
-        due = rounds.witnesses(self._method, self._link, self._terms.key(under_way.round, fragment))
+        route = rounds.route_of(self._method, self._terms, self._link, fragment, under_way.round)
+        witnesses = rounds.witnesses(self._method, self._link, route)
+        due = tuple(rank for rank in witnesses if rank not in combined.damaged)
         state, outcome = rounds.finish(
             self._outers[fragment], under_way, combined, self.step, self._states[fragment], due, self._lr()
         )
@@ -618,7 +647,7 @@ class Synchronizer:
             self._counted[fragment] = under_way.counted
             self._apply(under_way, combined, outcome, fresh)
             if buffers is not None:
-                self._buffers.scatter(*average(buffers, outcome.ranks))
+                self._buffers.scatter(*average(buffers, shares(route, self._link.rank, outcome.ranks)))
             self._on_committed(outcome, state, due)
         if self._pacer is not None:
             self._decide(self._pacer, combined, took_part=self._link.rank in combined.ranks)

@@ -33,9 +33,13 @@ OPTIONS = {
     "flasc": {"every": 4},
     "muloco": {"every": 4, "codec": "feedback(layers(kmeans(4), small=16), decay=0.9)"},
     "sparse_loco": {"every": 4, "codec": "topk(1/8, block=64) | kmeans(4)"},
+    "gossip": {"every": 4, "topology": "torus"},
+    "late_merge": {"every": 4, "merge": 20, "topology": "pairs(0.8)"},
     "dgc": {"codec": "topk(1/8)", "warmup": 5},
     "one_bit_adam": {"freeze": 6},
     "sign_sgd": {},
+    "demo": {"codec": "dct(1/8)"},
+    "sparta": {"share": 0.1, "every": 2},
 }
 
 

@@ -39,7 +39,7 @@ _log = logging.getLogger("thinwire")
 TELL_AFTER_S = 5.0  # how long a wait stays silent
 _UNMEASURED_BYTES_PER_S = 125_000.0  # 1 Mbit/s, until something was measured
 _TELLING_BYTES = 1 << 16
-_TURNS = 1 << 10  # exchanges a channel may have before its tags run into the next channel's
+_TURNS = 1 << 10  # tags of a channel, taken in turn: two members have far fewer messages under way in it
 _TAGS = 1 << 30
 
 #: rank -> what to send or the most bytes to receive, and the tag.
@@ -181,8 +181,7 @@ class _TorchChannel:
         return self._link.exchange(out, into, self._purpose, what)
 
     def _tag(self, turn: int) -> int:
-        assert turn < _TURNS
-        return (self._number * _TURNS + turn) % _TAGS
+        return (self._number * _TURNS + turn % _TURNS) % _TAGS
 
 
 class _ThreadJob(Generic[T]):
