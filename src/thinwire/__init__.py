@@ -23,21 +23,30 @@ if TYPE_CHECKING:
     from thinwire.links.local import Network, run
     from thinwire.method import Method, Phases
     from thinwire.methods import (
+        demo,
         dgc,
         diloco,
         every_step,
         fedavg,
         flasc,
+        gossip,
+        late_budget,
+        late_merge,
         local_sgd,
+        muloco,
         one_bit_adam,
         post_local_sgd,
         sign_sgd,
+        sparse_loco,
+        sparta,
         streaming_diloco,
     )
+    from thinwire.pushes import Asynchronous, DelayedNesterov, asynchronous
     from thinwire.synchronizer import Synchronizer, synchronize
 
 #: Public names and where they live; loaded when they are asked for, so that `thinwire --version` need not load torch.
 _PLACES = {
+    "pushes": ["Asynchronous", "DelayedNesterov", "asynchronous"],
     "errors": [
         "ConfigError",
         "DivergedError",
@@ -52,15 +61,23 @@ _PLACES = {
     "links.joining": ["join"],
     "method": ["Method", "Phases"],
     "methods": [
+        "demo",
+        "dgc",
         "dgc",
         "diloco",
         "every_step",
         "fedavg",
         "flasc",
+        "gossip",
+        "late_budget",
+        "late_merge",
         "local_sgd",
+        "muloco",
         "one_bit_adam",
         "post_local_sgd",
         "sign_sgd",
+        "sparta",
+        "sparse_loco",
         "streaming_diloco",
     ],
     "synchronizer": ["Synchronizer", "synchronize"],
@@ -70,7 +87,9 @@ _ROOMS = ("hooks",)
 _MODULES = {name: module for module, names in _PLACES.items() for name in names}
 
 __all__ = [
+    "Asynchronous",
     "ConfigError",
+    "DelayedNesterov",
     "DivergedError",
     "LinkError",
     "Method",
@@ -82,19 +101,27 @@ __all__ = [
     "Synchronizer",
     "ThinwireError",
     "__version__",
+    "asynchronous",
     "broadcast",
+    "demo",
     "dgc",
     "diloco",
     "every_step",
     "fedavg",
     "flasc",
+    "gossip",
     "hooks",
     "join",
+    "late_budget",
+    "late_merge",
     "local_sgd",
+    "muloco",
     "one_bit_adam",
     "post_local_sgd",
     "run",
     "sign_sgd",
+    "sparse_loco",
+    "sparta",
     "streaming_diloco",
     "synchronize",
 ]

@@ -13,9 +13,11 @@ from thinwire.codecs.precision import FP32
 from thinwire.codecs.stages import wants_feedback
 from thinwire.errors import ConfigError
 from thinwire.outer import Mine, NoStep, Now, Outer
+from thinwire.pace import Pacer
 from thinwire.payloads import Gradient, Payload
-from thinwire.schedules import Every, Schedule, back_to_back
-from thinwire.topologies import Everyone, Islands, Topology
+from thinwire.routes import Topology
+from thinwire.schedules import Every, Paced, Schedule, back_to_back
+from thinwire.topologies import Everyone, Islands
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +50,11 @@ class Method:
         """The codec that writes, without its memory."""
         return self.codec.codec if isinstance(self.codec, Feedback) else self.codec
 
+    @property
+    def consensus(self) -> bool:
+        """Whether a round leaves all members with one model; without, each has its own."""
+        return self.topology.consensus and not self.outer.apart
+
     def answers(self) -> dict[str, str]:
         """The six answers in words; members compare them when they meet."""
         return {
@@ -62,6 +69,16 @@ class Method:
     def at(self, step: int) -> Method:
         """The method in force for local step `step`, counted from 1."""
         return self
+
+    def paced(self, pacer: Pacer) -> Method:
+        """The same method, with the time between rounds or the work for each decided anew after every round."""
+        if not isinstance(self.schedule, Every):
+            raise ConfigError(
+                f"pacer {pacer!r} with schedule {self.schedule!r}",
+                expected="a schedule of rounds at even distances to begin with",
+                mend="Every(...)",
+            )
+        return self.but(schedule=Paced(self.schedule, pacer))
 
     def but(self, **answers: object) -> Method:
         """The same method with some answers changed: diloco().but(topology=Islands(4))."""
@@ -87,13 +104,15 @@ class Phases:
                 expected="a first phase whose rounds end with the step they begin at",
                 mend="set its overlap to 0",
             )
-        if not self.first.topology.consensus:
-            raise ConfigError(
-                "the first phase leaves every member with a model of its own",
-                expected="a first phase that ends with one model on all members: the second one's anchor",
-                mend="use topology=Everyone() in the first phase",
-            )
-        if self.first.payload.kind != "gradient":
+        if not self.first.consensus:
+            if self.then.payload.kind != "parameters":
+                raise ConfigError(
+                    "the first phase leaves every member with a model of its own",
+                    expected="a first phase that ends with one model on all members: the second one's anchor",
+                    mend="use topology=Everyone() in the first phase, or send Parameters() in the second one, which "
+                    "needs no anchor",
+                )
+        elif self.first.payload.kind != "gradient":
             _check_ends_together(self.first, self.switch)
             if self.then.payload.kind == "gradient":
                 raise ConfigError(
@@ -106,6 +125,10 @@ class Phases:
     def at(self, step: int) -> Method:
         """The method in force for local step `step`, counted from 1."""
         return self.first if step <= self.switch else self.then
+
+    def paced(self, pacer: Pacer) -> Phases:
+        """Both methods at a pace decided after every round: refused where one of them cannot be."""
+        return replace(self, first=self.first.paced(pacer), then=self.then.paced(pacer))
 
     def but(self, **answers: object) -> Phases:
         """Both methods with some answers changed."""
@@ -156,7 +179,7 @@ def _check(method: Method) -> None:
             expected="gradients without overlap",
             mend="use Every(1), or send Delta(), whose rounds may end later than they begin",
         )
-    if payload.kind == "gradient" and method.schedule.begins(1, 1) != (0,):
+    if payload.kind == "gradient" and any(method.schedule.begins(step, 1) != (0,) for step in (1, 1 << 62)):
         raise ConfigError(
             f"payload gradient with schedule {method.schedule!r}: gradients of the steps between would be lost",
             expected="gradients every step",
@@ -176,6 +199,13 @@ def _check(method: Method) -> None:
             expected="parameters, where members have models of their own",
             mend="send Parameters() with outer=Average(), or use a topology that all members share",
         )
+    if method.topology.mixes and (method.aggregator != Mean() or method.feedback is not None):
+        raise ConfigError(
+            f"aggregator {method.aggregator!r} with codec {method.codec.spec} over {method.topology!r}: the graph's "
+            "weights say how neighbours are merged, and no member knows what the others remember",
+            expected="Mean(), and a codec without memory",
+            mend="leave aggregator and feedback out, or use RandomPairs()",
+        )
     if isinstance(method.topology, Islands) and method.aggregator.needs != "sum":
         raise ConfigError(
             f"aggregator {method.aggregator!r} over {method.topology!r}: it would see sums that islands have formed",
@@ -188,12 +218,45 @@ def _check(method: Method) -> None:
             expected="a mean, or a codec that is decoded before it is merged",
             mend="use Mean(), or another codec",
         )
+    if isinstance(method.schedule, Paced):
+        _check_paced(method, method.schedule)
     if back_to_back(method.schedule):
         _check_back_to_back(method)
     if outer.recalls:
         _check_recalls(method)
+    if outer.apart:
+        _check_apart(method)
     if method.feedback is not None:
         _check_feedback(method, method.feedback)
+
+
+def _check_paced(method: Method, schedule: Paced) -> None:
+    """Decisions are made by all members of a group, for rounds of the whole model."""
+    name, changes = repr(schedule.pacer), schedule.pacer.paces
+    if method.payload.fragments != 1 or not method.topology.consensus:
+        raise ConfigError(
+            f"pacer {name} with payload {method.payload!r} over {method.topology!r}",
+            expected="rounds of the whole model, among all members: they decide together when the next one is",
+            mend="one fragment and topology=Everyone() or islands, or leave the pacer out",
+        )
+    if (changes == "parts") != (method.payload.kind == "gradient"):
+        raise ConfigError(
+            f"pacer {name} with payload {method.payload!r}: it changes the {changes}",
+            expected="by_shares and by_noise with gradients, by_speed, by_link and by_rate with local steps",
+            mend="another pacer, or another method",
+        )
+    if changes == "parts" and not method.aggregator.weighs:
+        raise ConfigError(
+            f"pacer {name} with aggregator {method.aggregator!r}: members' batches will be of unlike sizes",
+            expected="a mean weighted by samples",
+            mend="use aggregator=WeightedMean(), and call sync.count(samples)",
+        )
+    if method.feedback is not None and method.feedback.corrects:
+        raise ConfigError(
+            f"pacer {name} with {method.feedback.spec}: it spreads a correction over the local steps of a round",
+            expected="rounds of as many local steps each",
+            mend="leave the pacer out, or take another memory",
+        )
 
 
 def _check_back_to_back(method: Method) -> None:
@@ -210,6 +273,18 @@ def _check_back_to_back(method: Method) -> None:
             "sent by the round that begins then, and would count twice",
             expected=f"an overlap below {method.schedule.period}, or an outer step that keeps none of them",
             mend=f"overlap={method.schedule.period - 1}, or leave Mix and Rebase out",
+        )
+
+
+def _check_apart(method: Method) -> None:
+    """Members that take over only what was sent must have sent the same entries, or a mean means nothing."""
+    codec = method.bare_codec
+    alike = isinstance(codec, Codec) and not any(c.selects and not c.traits.linear for c in codec.leads)
+    if not alike:
+        raise ConfigError(
+            f"outer step {method.outer!r} with codec {method.codec.spec}: each member selects entries of its own",
+            expected="a codec that selects alike on all members, or nothing: randk, fp32, int8",
+            mend="use randk(share), by itself or with another codec after it: randk(0.01) | bf16",
         )
 
 

@@ -74,6 +74,11 @@ class Outer(ABC):
         """Whether `merge` keeps something of the local steps made while the round was under way."""
         return False
 
+    @property
+    def apart(self) -> bool:
+        """Whether members' models stay apart, so that the one to evaluate and ship is their mean, not the anchor."""
+        return False
+
     def fit(self, names: tuple[str, ...], sizes: tuple[int, ...]) -> Outer:
         """The step for vectors that hold these parameters, of so many elements; itself, unless names mean something."""
         return self
@@ -148,6 +153,38 @@ class SGD(Outer):
         return optimize(make, anchor, update, memory)
 
 
+@dataclass(frozen=True)
+class Patch(Outer):
+    """The mean of what was sent, where something was sent; everything else stays each member's own.
+
+    a <- a - D;   theta <- a + (theta - sent) where D or the member's own part is not 0, else theta
+
+    Source: SPARTA (thinwire.methods.sparta).
+    """
+
+    @property
+    def recalls(self) -> bool:
+        return True
+
+    @property
+    def mixes(self) -> bool:
+        return True
+
+    @property
+    def apart(self) -> bool:
+        return True
+
+    def step(self, anchor: Tensor, update: Tensor, memory: Memory, now: Now) -> tuple[Tensor, Memory]:
+        return anchor - update, memory
+
+    def merge(self, mine: Mine, anchor: Tensor, own: Memory, now: Now) -> tuple[Tensor, Memory]:
+        assert mine.update is not None
+        touched = mine.update != 0
+        if mine.counted is not None:
+            touched |= mine.counted != 0  # where both are 0, the member's parameter is the anchor already
+        return torch.where(touched, anchor + (mine.live - mine.sent), mine.live), own
+
+
 def Nesterov(lr: float = 0.7, momentum: float = 0.9) -> SGD:  # noqa: N802 (reads as the part it makes)
     """SGD with Nesterov momentum, DiLoCo's outer step (arXiv:2311.08105); momentum=0 is plain SGD."""
     return SGD(lr, momentum, nesterov=momentum > 0)
@@ -194,6 +231,10 @@ class Around(Outer):
     @property
     def mixes(self) -> bool:
         return self.outer.mixes
+
+    @property
+    def apart(self) -> bool:
+        return self.outer.apart
 
     def fit(self, names: tuple[str, ...], sizes: tuple[int, ...]) -> Outer:
         return replace(self, outer=self.outer.fit(names, sizes))

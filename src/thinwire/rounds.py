@@ -10,19 +10,20 @@ checkpoint is all values written down.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
 
 from thinwire.codecs import How
-from thinwire.collectives import NOBODY_FINITE, OVERFLOW, Carried, Combined, combine
+from thinwire.collectives import NOBODY_FINITE, OVERFLOW, Carried, Combined, combine, gather_packets
 from thinwire.links.base import Handle, Link
 from thinwire.method import Method
 from thinwire.outer import Memory, Now, Outer
-from thinwire.packet import Header
+from thinwire.pace import Told
+from thinwire.packet import Header, Layout, Packet
 from thinwire.randomness import mix
-from thinwire.topologies import members_of
+from thinwire.routes import Route, members_of
 from thinwire.ways import Exchange
 
 
@@ -129,17 +130,17 @@ def begin(
 
 def opened(method: Method, terms: Terms, link: Link, fragment: int, number: int, how: How) -> Exchange:
     """Everything a round needs beside the vectors, on a channel of its own."""
-    key = terms.key(number, fragment)
+    route = route_of(method, terms, link, fragment, number)
     return Exchange(
         channel=link.open("rounds"),
         rank=link.rank,
-        route=method.topology.route(link.rank, link.members, key),
-        witnesses=witnesses(method, link, key),
+        route=route,
+        witnesses=witnesses(method, link, route),
         how=how,
         aggregator=method.aggregator,
         header=Header(fragment=fragment, round=number, context=terms.context),
         recalls=method.outer.recalls,
-        key=key,
+        key=terms.key(number, fragment),
         now=link.now,
     )
 
@@ -167,8 +168,29 @@ def finish(
     return after, Committed(*where, combined.ranks)
 
 
-def witnesses(method: Method, link: Link, key: int) -> tuple[int, ...]:
-    """Who must hold the same at the end of a round: all members if they end with one result, else the combined ones."""
-    if method.topology.consensus:
-        return link.members
-    return members_of(method.topology.route(link.rank, link.members, key))
+def route_of(method: Method, terms: Terms, link: Link, fragment: int, number: int) -> Route:
+    """This member's route in a round."""
+    return method.topology.route(link.rank, link.members, terms.key(number, fragment), number)
+
+
+def witnesses(method: Method, link: Link, route: Route) -> tuple[int, ...]:
+    """Who must hold the same at the end of a round: all members if they end with one result, else the combined ones.
+
+    In a graph the combined ones have results of their own; they are those whom this member hears.
+    """
+    return link.members if method.topology.consensus else members_of(route)
+
+
+_NUMBERS: Layout = {"numbers": (torch.float64, len(fields(Told)))}
+
+
+def tell(link: Link, mine: Told, header: Header) -> Handle[dict[int, Told]]:
+    """Tell all, and hear all, beside the compute; in ascending order of rank."""
+    packet = Packet("pace", 0, {"numbers": torch.tensor(astuple(mine), dtype=torch.float64)}, header)
+    channel, what = link.open("pace"), f"the pace of round {header.round}"
+
+    def job() -> dict[int, Told]:
+        found = gather_packets(channel, link.rank, link.members, packet, _NUMBERS, what)
+        return {rank: Told(*each.fields["numbers"].tolist()) for rank, each in found.items()}
+
+    return link.spawn(job, what)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 import torch
@@ -12,9 +12,11 @@ from torch import Tensor
 from thinwire.buffers import BufferRows
 from thinwire.codecs import Staged
 from thinwire.collectives import Carried, Combined
+from thinwire.errors import PeerLost
 from thinwire.handshake import all_of
 from thinwire.links.base import Handle, Link
 from thinwire.method import Method
+from thinwire.pace import Pace, Pacing, Told
 from thinwire.rounds import FragmentState, UnderWay
 from thinwire.topologies import Islands
 
@@ -75,6 +77,8 @@ def pack_under_way(under_way: UnderWay, rows: Handle[BufferRows] | None) -> dict
         "carried": _pack_carried(combined.carried),
         "ranks": list(combined.ranks),
         "reason": combined.reason,
+        "damaged": list(combined.damaged),
+        "job_s": combined.job_s,
         "buffers": None if rows is None else {str(rank): list(row) for rank, row in rows.wait().items()},
     }
 
@@ -83,7 +87,10 @@ def unpack_under_way(saved: Mapping[str, Any], device: torch.device) -> tuple[Un
     """The inverse of `pack_under_way`: a round that has arrived."""
     update, counted = (None if v is None else v.to(device) for v in (saved["update"], saved["counted_as_ours"]))
     carried = _unpack_carried(saved["carried"], device)
-    combined = Combined(update, carried, tuple(saved["ranks"]), saved["reason"], counted)
+    combined = Combined(
+        update, carried, tuple(saved["ranks"]), saved["reason"], counted, job_s=saved["job_s"],
+        damaged=tuple(saved["damaged"]),
+    )  # fmt: skip
     under_way = UnderWay(
         saved["fragment"], saved["round"], saved["due"], (saved["counted"][0], saved["counted"][1]),
         saved["live"].to(device), saved["x"].to(device), _Arrived(combined),
@@ -92,6 +99,27 @@ def unpack_under_way(saved: Mapping[str, Any], device: torch.device) -> tuple[Un
     if rows is None:
         return under_way, None
     return under_way, _Arrived({int(rank): (row[0], row[1]) for rank, row in rows.items()})
+
+
+def pack_pacing(pacing: Pacing, asked: Handle[dict[int, Told]] | None, *, rescue: bool) -> dict[str, Any]:
+    """Waits for what members tell of a round under way, without deciding by it."""
+    told: dict[int, Told] | None = None
+    try:
+        told = None if asked is None else asked.wait()
+    except PeerLost:
+        if not rescue:
+            raise
+    return {**asdict(pacing), "told": None if told is None else {rank: asdict(each) for rank, each in told.items()}}
+
+
+def unpack_pacing(saved: Mapping[str, Any]) -> tuple[Pacing, Handle[dict[int, Told]] | None]:
+    """The inverse of `pack_pacing`."""
+    decided, told = saved["decided"], saved["told"]
+    pacing = Pacing(
+        Pace(**saved["pace"]), saved["since"], saved["local"], saved["size2"], tuple(saved["last"]),
+        None if decided is None else Pace(**decided),
+    )  # fmt: skip
+    return pacing, None if told is None else _Arrived({rank: Told(**each) for rank, each in told.items()})
 
 
 def carrying(under_way: UnderWay, change: Callable[[Carried], Carried]) -> UnderWay:

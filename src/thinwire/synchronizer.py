@@ -10,14 +10,16 @@ state.
 It hooks the optimizer's step. Gradients are combined before the step, everything else after it. Gradient accumulation
 needs nothing: only steps count. Mixed precision: autocast needs nothing; hand a GradScaler over as `scaler`, so that
 members skip steps together. Clipping: `sync.clip_grad_norm_` clips what the step will use (the combined gradient, if
-the method sends gradients); torch's own clips the member's.
+the method sends gradients); torch's own clips the member's. Several optimizers, each over parameters of its own (Muon
+for matrices, AdamW for the rest): a list of them; gradients are combined before the first one's step, and a local step
+is made once each has stepped, in whatever order.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -35,15 +37,19 @@ from thinwire.handshake import agree
 from thinwire.links.base import Handle, Link
 from thinwire.method import Method, Phases
 from thinwire.outer import Mine, Now
+from thinwire.pace import Clock, Pace, Pacer, Pacing, Told
 from thinwire.packet import Header, Layout, Packet
 from thinwire.rounds import Committed, FragmentState, Outcome, Skipped, Terms, UnderWay
-from thinwire.schedules import back_to_back
+from thinwire.routes import Neighbours, shares
+from thinwire.schedules import Paced, back_to_back
 from thinwire.snapshot import (
     carrying,
     is_ours,
     owing,
+    pack_pacing,
     pack_state,
     pack_under_way,
+    unpack_pacing,
     unpack_state,
     unpack_under_way,
     what_is_ours,
@@ -85,9 +91,12 @@ class Timing:
         )
 
 
+Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer]
+
+
 def synchronize(
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizers,
     method: Method | Phases,
     link: Link,
     *,
@@ -99,7 +108,7 @@ def synchronize(
 
     model      any module; its trainable parameters are synchronised, tied ones once, frozen ones not. Persistent
                buffers become the members' mean (integers: the maximum) with every round of fragment 0
-    optimizer  any torch optimizer over parameters of the model
+    optimizer  any torch optimizer over parameters of the model, or several over disjoint ones
     seed       of shared randomness (random pairs, stochastic rounding); the same on all members
     scaler     the GradScaler, if there is one
     observer   called with the outcome of every round
@@ -114,7 +123,7 @@ class Synchronizer:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizers,
         method: Method | Phases,
         link: Link,
         *,
@@ -122,13 +131,15 @@ class Synchronizer:
         scaler: torch.amp.GradScaler | None,
         observer: Callable[[Outcome], None] | None,
     ) -> None:
-        _check_parameters(model, optimizer)
-        _check_momentum(optimizer, method)
+        self._optimizers = (optimizer,) if isinstance(optimizer, torch.optim.Optimizer) else tuple(optimizer)
+        _check_parameters(model, self._optimizers)
+        for each in self._optimizers:
+            _check_momentum(each, method)
         self.step = 0
         self.committed = 0
         self.skipped = 0
         self.timing = Timing()
-        self._model, self._optimizer, self._link = model, optimizer, link
+        self._model, self._link = model, link
         self._plan, self._seed, self._scaler, self._observer = method, seed, scaler, observer
         self._buffers = Buffers(model)
         self._terms = Terms(0, seed)
@@ -136,7 +147,9 @@ class Synchronizer:
         self._counts_samples = False
         self._gradients_are_combined = False
         self._all_overflown = False
-        self._stepped = False
+        self._stepped: list[torch.optim.Optimizer] = []  # of this iteration
+        self._made = 0
+        self._clock = Clock(link.now)
         self._under_way: list[tuple[UnderWay, Handle[BufferRows] | None]] = []
         self._hooks: list[Any] = []
         self._enter_phase(method.at(1))
@@ -145,12 +158,12 @@ class Synchronizer:
 
     def __enter__(self) -> Synchronizer:
         self._terms = Terms(agree(self._link, self._facts()), self._seed)
-        self._hooks = [
-            self._optimizer.register_step_pre_hook(self._before_step),
-            self._optimizer.register_step_post_hook(self._after_step),
-        ]
+        for optimizer in self._optimizers:
+            self._hooks.append(optimizer.register_step_pre_hook(self._before_step))
+            self._hooks.append(optimizer.register_step_post_hook(self._after_step))
         if self._scaler is not None:
             self._scaler.step = self._scaled_step  # type: ignore[method-assign]
+        self._clock.resume()
         return self
 
     def __exit__(
@@ -158,6 +171,7 @@ class Synchronizer:
     ) -> None:
         try:
             if error is None:
+                self._check_between_steps()
                 self.finish()
         finally:
             for hook in self._hooks:
@@ -176,19 +190,24 @@ class Synchronizer:
         weights = digest(*self._model.parameters(), *self._buffers.persistent()).hex()
         facts = {"version": __version__, "model": self._fragments.schema(), "weights": weights, "seed": str(self._seed)}
         if self._method.payload.kind == "gradient":  # members take the same steps; after deltas each takes its own
-            facts["optimizer"] = _settings(self._optimizer)
+            facts["optimizer"] = "; ".join(map(_settings, self._optimizers))
         return facts | answers
 
     def _enter_phase(self, method: Method) -> None:
-        """Begin a method with fresh state; the parameters, equal on all members, are its anchor."""
+        """Begin a method with fresh state; the parameters are its anchor, equal on all members but after gossip."""
         self._method = method
+        plan = self._plan
+        self._apart = isinstance(plan, Phases) and method is plan.then and not plan.first.consensus
         self._fragments = Fragments(self._model, method.payload.fragments)
         anchored = method.payload.kind != "gradient"
         self._states = [
             FragmentState(self._fragments.gather(f) if anchored else torch.zeros(0))
             for f in range(self._fragments.count)
         ]
-        self._counted = [(self.step, self._samples)] * self._fragments.count
+        self._counted = [(self._made, self._samples)] * self._fragments.count
+        self._pacer = method.schedule.pacer if isinstance(method.schedule, Paced) else None
+        self._pacing = Pacing(Pace(method.schedule.period), since=self.step)
+        self._asked: Handle[dict[int, Told]] | None = None
         self._how = [method.codec.fit(self._fragments.shapes(f)) for f in range(self._fragments.count)]
         self._outers = [
             method.outer.fit(self._fragments.names(f), tuple(math.prod(s) for s in self._fragments.shapes(f)))
@@ -216,9 +235,23 @@ class Synchronizer:
         return torch.nn.utils.clip_grad_norm_(self._model.parameters(), max_norm)
 
     @property
+    def common_step(self) -> int:
+        """The newest step that all members have passed alike: `step`, or if paced the one the last round began at."""
+        return self.step if self._pacer is None else self._pacing.since
+
+    @property
+    def parts(self) -> int | None:
+        """Micro-batches to make before the next optimizer step; None leaves it to the loop."""
+        return self._pacing.pace.parts.get(self._link.rank)
+
+    @property
     def has_consensus(self) -> bool:
-        """Whether all members hold one model after every round; without, each has its own (gossip)."""
-        return self._method.topology.consensus
+        """Whether all members agree on one model with every round; without, each has its own (gossip)."""
+        return self._method.consensus and all(map(self._is_common, self._states))
+
+    def _is_common(self, state: FragmentState) -> bool:
+        """Whether a fragment's anchor is all members' own: where gossip came before, from the first round on."""
+        return state.committed > 0 or not self._apart
 
     def consensus(self) -> list[Tensor]:
         """The model as all members have it, one float32 vector a fragment.
@@ -226,11 +259,23 @@ class Synchronizer:
         Anchors if there are any, else the parameters. If every member has a model of its own (gossip), their mean:
         all members must call it then.
         """
-        if not self._method.topology.consensus:
-            return [self._mean_of_all(self._fragments.gather(f)) for f in range(self._fragments.count)]
+        if not self.has_consensus:
+            return [self._of_all(f).mean(dim=0).to(self._fragments.device) for f in range(self._fragments.count)]
         if self._method.payload.kind == "gradient":
             return [self._fragments.gather(f) for f in range(self._fragments.count)]
         return [state.anchor.clone() for state in self._states]
+
+    def spread(self) -> float:
+        """How far apart the members' models are, 0 if they are one; all members call it.
+
+        sqrt(sum_i |theta_i - mean|^2 / sum_i |theta_i|^2)
+        """
+        apart = size = 0.0
+        for f in range(self._fragments.count):
+            rows = self._of_all(f).double()
+            apart += float((rows - rows.mean(dim=0)).square().sum())
+            size += float(rows.square().sum())
+        return math.sqrt(apart / size) if size else 0.0
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -248,14 +293,16 @@ class Synchronizer:
         for f, vector in enumerate(self.consensus()):
             self._fragments.scatter(f, vector)
 
-    def _mean_of_all(self, vector: Tensor) -> Tensor:
+    def _of_all(self, fragment: int) -> Tensor:
+        """All members' parameters of a fragment, in order of rank.  float32 [members, n], on the CPU"""
+        vector = self._fragments.gather(fragment)
         header = Header(sender=self._link.rank, context=self._terms.context)
         packet = Packet("fp32", vector.numel(), {"value": vector}, header)
         layout: Layout = {"value": (torch.float32, vector.numel())}
         found = gather_packets(
             self._link.open("consensus"), self._link.rank, self._link.members, packet, layout, "the consensus model"
         )
-        return torch.stack([packet.fields["value"] for packet in found.values()]).mean(dim=0).to(vector.device)
+        return torch.stack([packet.fields["value"].cpu() for packet in found.values()])
 
     # --- state ---------------------------------------------------------------------------------------------------
 
@@ -266,6 +313,8 @@ class Synchronizer:
 
         rescue  after a PeerLost: leave out rounds that will not arrive. What they carried goes with the next ones.
         """
+        if not rescue:
+            self._check_between_steps()
         under_way, states = [], list(self._states)
         for entry in sorted(self._under_way, key=_order):
             try:
@@ -280,6 +329,8 @@ class Synchronizer:
             "rank": self._link.rank,
             "members": len(self._link.members),
             "step": self.step,
+            "made": self._made,
+            "pacing": pack_pacing(self._pacing, self._asked, rescue=rescue),
             "samples": self._samples,
             "counts_samples": self._counts_samples,
             "counted": [list(pair) for pair in self._counted],
@@ -304,6 +355,8 @@ class Synchronizer:
         self.step = state["step"]
         self._enter_phase(self._plan.at(max(1, self.step)))
         self._samples, self._counts_samples = state["samples"], state["counts_samples"]
+        self._made = state["made"]
+        self._pacing, self._asked = unpack_pacing(state["pacing"])
         self._counted = [(pair[0], pair[1]) for pair in state["counted"]]
         self.committed, self.skipped = state["committed"], state["skipped"]
         self._states = [unpack_state(saved, self._fragments.device) for saved in state["fragments"]]
@@ -312,8 +365,9 @@ class Synchronizer:
         if not is_ours(state, self._link):
             self._states = [without_own(state) for state in self._states]
             self._under_way = [(replace(u, x=torch.zeros_like(u.x)), rows) for u, rows in self._under_way]
-        context = agree(self._link, {**self._shared_facts(), "step": str(self.step)})
+        context = agree(self._link, {**self._shared_facts(), "step": str(self.common_step)})
         self._terms = replace(self._terms, context=context)
+        self._clock.resume()
 
     def _carry(self, change: Callable[[Carried], Carried]) -> None:
         """Change what is remembered, and what rounds under way will bring."""
@@ -322,7 +376,7 @@ class Synchronizer:
 
     def _shared_facts(self) -> dict[str, str]:
         """What all members must hold alike to go on together; who was lost in mid-round may be a round behind."""
-        if not self._method.topology.consensus:
+        if not (self._method.topology.consensus and all(map(self._is_common, self._states))):
             return {}
         gradient = self._method.payload.kind == "gradient"
         facts = {}
@@ -342,6 +396,7 @@ class Synchronizer:
     # --- hooks ---------------------------------------------------------------------------------------------------
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._check_turn(optimizer)
         if self._method_ahead().payload.kind == "gradient":
             closure = kwargs.get("closure") or (args[1] if len(args) > 1 else None)
             if closure is not None:
@@ -353,7 +408,31 @@ class Synchronizer:
             self.combine_gradients()
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._tick()
+        self._count_step(optimizer)
+
+    def _count_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """A local step is made once every optimizer has stepped."""
+        self._stepped.append(optimizer)
+        if len(self._stepped) == len(self._optimizers):
+            self._stepped = []
+            self._tick()
+
+    def _check_turn(self, optimizer: torch.optim.Optimizer) -> None:
+        if any(each is optimizer for each in self._stepped):
+            raise self._uneven(f"{type(optimizer).__name__} is to step twice")
+
+    def _check_between_steps(self) -> None:
+        if self._stepped:
+            raise self._uneven("training ended, or its state was asked for, in the middle of a local step")
+
+    def _uneven(self, what: str) -> ConfigError:
+        stepped = [any(each is optimizer for each in self._stepped) for optimizer in self._optimizers]
+        waiting = [type(each).__name__ for each, done in zip(self._optimizers, stepped, strict=True) if not done]
+        return ConfigError(
+            f"local step {self.step + 1}: {what}, and {', '.join(waiting)} has not stepped",
+            expected="one step of every optimizer in a local step, in any order",
+            mend="step all that were handed over in every iteration; one with a learning rate of 0 changes nothing",
+        )
 
     def _scaled_step(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
         """GradScaler.step that keeps members together: a member with overflown gradients abstains, and none waits.
@@ -364,28 +443,30 @@ class Synchronizer:
         scaler = self._scaler
         assert scaler is not None
         plain_step = type(scaler).step
-        if optimizer is not self._optimizer:
+        if all(optimizer is not each for each in self._optimizers):
             return plain_step(scaler, optimizer, *args, **kwargs)
+        self._check_turn(optimizer)
         if self._method_ahead().payload.kind != "gradient":
-            self._stepped = False
+            before = (self.step, len(self._stepped))
             result = plain_step(scaler, optimizer, *args, **kwargs)
-            if not self._stepped:
-                self._tick()
+            if (self.step, len(self._stepped)) == before:
+                self._count_step(optimizer)
             return result
         self.combine_gradients()
         if self._all_overflown:
-            self._tick()
+            self._count_step(optimizer)
             return None
         return optimizer.step(*args, **kwargs)
 
     def _unscale(self) -> None:
         if self._scaler is None:
             return
-        try:
-            self._scaler.unscale_(self._optimizer)
-        except RuntimeError as error:  # once a step is enough: the loop has done it already, to clip
-            if "already been called" not in str(error):
-                raise
+        for optimizer in self._optimizers:
+            try:
+                self._scaler.unscale_(optimizer)
+            except RuntimeError as error:  # once a step is enough: the loop has done it already, to clip
+                if "already been called" not in str(error):
+                    raise
 
     # --- the order of things -------------------------------------------------------------------------------------
 
@@ -398,7 +479,9 @@ class Synchronizer:
 
     def _exchange_gradients(self) -> None:
         self._all_overflown = False
-        self._link.local_step()
+        for _ in range(self.parts or 1):
+            self._link.local_step()
+        self._clock.pause()
         for fragment in self._method.schedule.begins(self.step + 1, self._fragments.count):
             self._begin(fragment, self.step + 1)
         for entry in sorted(self._under_way, key=_order):
@@ -406,19 +489,36 @@ class Synchronizer:
 
     def _tick(self) -> None:
         """A local step was made: begin the rounds that are due, then apply those that are."""
-        self._stepped = True
         method = self._method_ahead()
-        self.step += 1
+        before, self.step = self.step, self._step_after()
+        self._made += 1
         self._gradients_are_combined = False
-        if method.payload.kind == "gradient":
-            return
-        self._link.local_step()
-        self._correct_local_step()
-        for fragment in method.schedule.begins(self.step, self._fragments.count):
-            self._begin(fragment, self.step)
-        for entry in sorted(self._under_way, key=_order):
-            if entry[0].due <= self.step:
-                self._finish(entry)
+        if method.payload.kind != "gradient":
+            self._link.local_step()
+            self._clock.pause()
+            self._correct_local_step()
+            for step in range(before + 1, self.step + 1):
+                for fragment in self._beginning(step):
+                    self._begin(fragment, step)
+            for entry in sorted(self._under_way, key=_order):
+                if entry[0].due <= self.step:
+                    self._finish(entry)
+        if self._pacing.local == 0:
+            self._pacing = self._pacing.adopted()
+        self._clock.resume()
+
+    def _step_after(self) -> int:
+        """The shared step that this local step ends at: those of a slower member count for several."""
+        if self._pacer is None or self._method.payload.kind == "gradient":
+            return self.step + 1
+        self._pacing = self._pacing.moved()
+        return self._pacing.step(self._link.rank)
+
+    def _beginning(self, step: int) -> tuple[int, ...]:
+        """Fragments whose round begins after a shared step."""
+        if self._pacer is None:
+            return self._method.schedule.begins(step, self._fragments.count)
+        return (0,) if step >= self._pacing.since + self._pacing.pace.steps else ()
 
     def _correct_local_step(self) -> None:
         """Add to the parameters what feedback says that local steps drift by (client and server corrections)."""
@@ -442,9 +542,11 @@ class Synchronizer:
             started += self._link.now() - paused  # counted there
         state = self._states[fragment]
         under_way, self._states[fragment] = rounds.begin(
-            method, self._terms, self._link, fragment, step, live, x, self._weight(fragment, step), state,
-            how=self._how[fragment], shared=self._shared(fragment, state), counted=(step, self._samples),
+            method, self._terms, self._link, fragment, step, live, x, self._weight(fragment), state,
+            how=self._how[fragment], shared=self._shared(fragment, state), counted=(self._made, self._samples),
         )  # fmt: skip
+        if self._pacer is not None:
+            self._tell(step, x, under_way.round)
         rows = self._exchange_buffers(under_way.round) if fragment == 0 and self._buffers else None
         self._under_way.append((under_way, rows))
         self.timing += Timing(apply_s=self._link.now() - started)
@@ -482,17 +584,36 @@ class Synchronizer:
         return all_of_it
 
     def _exchange_buffers(self, number: int) -> Handle[BufferRows]:
-        ranks = rounds.witnesses(self._method, self._link, self._terms.key(number, 0))
+        route = rounds.route_of(self._method, self._terms, self._link, 0, number)
+        ranks = rounds.witnesses(self._method, self._link, route)
         header = Header(round=number, sender=self._link.rank, context=self._terms.context)
-        return self._buffers.exchange(self._link, ranks, header)
+        to = route.to if isinstance(route, Neighbours) else None
+        return self._buffers.exchange(self._link, ranks, header, to=to)
 
-    def _weight(self, fragment: int, step: int) -> float:
+    def _tell(self, step: int, x: Tensor, number: int) -> None:
+        """Tell all members what the pace to come depends on."""
+        pacing, before = self._pacing, self._counted[0]
+        mine = Told(self._clock.median(), float(self._samples - before[1]), self._lr(), *pacing.last)
+        header = Header(round=number, sender=self._link.rank, context=self._terms.context)
+        self._asked = rounds.tell(self._link, mine, header)
+        self._pacing = replace(pacing, since=step, local=0, size2=float(x.square().sum()))
+
+    def _decide(self, pacer: Pacer, combined: Combined, took_part: bool) -> None:
+        """A round has ended: take in what all have told with it."""
+        if self._asked is None:  # what was told was lost with a member, and the run went on from there
+            return
+        told, self._asked = self._asked.wait(), None
+        update2 = 0.0 if combined.update is None else float(combined.update.square().sum())
+        last = (combined.job_s, self._pacing.size2 if took_part else -1.0, update2)
+        self._pacing = replace(self._pacing, last=last, decided=pacer.decide(self._pacing.pace, told))
+
+    def _weight(self, fragment: int) -> float:
         last_step, last_samples = self._counted[fragment]
-        return float(self._samples - last_samples if self._counts_samples else step - last_step)
+        return float(self._samples - last_samples if self._counts_samples else self._made - last_step)
 
     def _shared(self, fragment: int, state: FragmentState) -> Tensor | None:
         """What the verdict compares beside the result, if it is this round's turn."""
-        if not self._method.topology.consensus or len(self._link.members) == 1:
+        if not self._method.topology.consensus or not self._is_common(state) or len(self._link.members) == 1:
             return None
         gradient = self._method.payload.kind == "gradient"
         every = max(_COMPARE_GRADIENT_STEPS if gradient else 1, self._fragments.sizes[fragment] // _COMPARE_ELEMENTS)
@@ -512,7 +633,9 @@ class Synchronizer:
         buffers = None if rows is None else rows.wait()
         arrived = self._link.now()
         self._under_way.remove(entry)
-        due = rounds.witnesses(self._method, self._link, self._terms.key(under_way.round, fragment))
+        route = rounds.route_of(self._method, self._terms, self._link, fragment, under_way.round)
+        witnesses = rounds.witnesses(self._method, self._link, route)
+        due = tuple(rank for rank in witnesses if rank not in combined.damaged)
         state, outcome = rounds.finish(
             self._outers[fragment], under_way, combined, self.step, self._states[fragment], due, self._lr()
         )
@@ -524,8 +647,10 @@ class Synchronizer:
             self._counted[fragment] = under_way.counted
             self._apply(under_way, combined, outcome, fresh)
             if buffers is not None:
-                self._buffers.scatter(*average(buffers, outcome.ranks))
+                self._buffers.scatter(*average(buffers, shares(route, self._link.rank, outcome.ranks)))
             self._on_committed(outcome, state, due)
+        if self._pacer is not None:
+            self._decide(self._pacer, combined, took_part=self._link.rank in combined.ranks)
         waited = arrived - before
         encoded = min(waited, combined.encode_s)
         self.timing += Timing(
@@ -540,7 +665,7 @@ class Synchronizer:
 
     def _lr(self) -> float:
         """The inner learning rate, of the optimizer's first group."""
-        return float(self._optimizer.param_groups[0]["lr"])
+        return float(self._optimizers[0].param_groups[0]["lr"])
 
     def _owe(self, under_way: UnderWay, fresh: Tensor) -> Tensor:
         """A round had no effect. Unless parameters still hold what it was to send, the next one sends it too."""
@@ -575,7 +700,8 @@ class Synchronizer:
         self._states[fragment] = replace(state, own={})
         named = dict(self._model.named_parameters())
         for name in self._fragments.names(fragment):
-            self._optimizer.state.pop(named[name], None)
+            for optimizer in self._optimizers:
+                optimizer.state.pop(named[name], None)
 
     def _apply(self, under_way: UnderWay, combined: Combined, outcome: Committed, fresh: Tensor) -> None:
         """Write the result into the model: gradients before a step, parameters after it."""
@@ -596,7 +722,8 @@ class Synchronizer:
 
     def _rates(self, fragment: int) -> Tensor:
         """Learning rates of a fragment's parameters, 1 for those that the optimizer lacks.  [n], or [] if all alike"""
-        rate_of = {id(p): float(group["lr"]) for group in self._optimizer.param_groups for p in group["params"]}
+        groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
+        rate_of = {id(p): float(group["lr"]) for group in groups for p in group["params"]}
         named, device = dict(self._model.named_parameters()), self._fragments.device
         parts = [named[name] for name in self._fragments.names(fragment)]
         rates = [rate_of.get(id(p), 1.0) for p in parts]
@@ -665,15 +792,31 @@ def _order(entry: tuple[UnderWay, Handle[BufferRows] | None]) -> tuple[int, int]
     return entry[0].due, entry[0].fragment
 
 
-def _check_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def _check_parameters(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    if not optimizers:
+        raise ConfigError(
+            "no optimizer was handed over",
+            expected="an optimizer, or several over disjoint parameters",
+            mend="synchronize(model, [muon, adamw], method, link)",
+        )
     ours = {id(p) for p in model.parameters()}
-    strangers = [p for group in optimizer.param_groups for p in group["params"] if id(p) not in ours]
+    held = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+    strangers = [p for p in held if id(p) not in ours]
     if strangers:
         raise ConfigError(
             f"the optimizer holds {len(strangers)} parameter(s) that the model does not have, "
             f"the first of shape {tuple(strangers[0].shape)}",
             expected="an optimizer over parameters of the model that is synchronised",
             mend="put all trained modules into one nn.ModuleList and synchronise that",
+        )
+    sets = [{id(p) for group in optimizer.param_groups for p in group["params"]} for optimizer in optimizers]
+    twice = sum(map(len, sets)) - len(set().union(*sets))
+    if twice:
+        names = ", ".join(type(optimizer).__name__ for optimizer in optimizers)
+        raise ConfigError(
+            f"{twice} parameter(s) of more than one of {names}",
+            expected="optimizers over disjoint parameters",
+            mend="give each parameter to one of them",
         )
 
 

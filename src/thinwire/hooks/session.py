@@ -38,7 +38,7 @@ from thinwire.version import __version__
 T = TypeVar("T")
 _log = logging.getLogger("thinwire")
 
-_BESIDE = 2  # rounds under way at a time: one is written while the other travels; a link has slots for eight
+_BESIDE = 2  # rounds under way at a time: one is written while the other travels, and no more memory is taken
 _PATIENCE_ROUNDS = 40  # in a row without finite values: a GradScaler looks for its scale by halving, 2^16 to 2^-24
 
 
