@@ -21,7 +21,7 @@ FLOORS: list[set[str]] = [
     {"schedules", "payloads", "topologies", "outer", "fragments"},
     {"method", "ways"},
     {"collectives"},
-    {"methods", "rounds", "handshake", "buffers"},
+    {"methods", "rounds", "handshake", "buffers", "stability"},
     {"snapshot"},
     {"synchronizer", "hooks"},
 ]

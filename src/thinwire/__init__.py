@@ -23,8 +23,11 @@ if TYPE_CHECKING:
     from thinwire.links.local import Network, run
     from thinwire.method import Method, Phases
     from thinwire.methods import (
+        co2,
+        delayed,
         dgc,
         diloco,
+        eager,
         every_step,
         fedavg,
         flasc,
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
         one_bit_adam,
         post_local_sgd,
         sign_sgd,
+        slowmo,
         streaming_diloco,
     )
     from thinwire.synchronizer import Synchronizer, synchronize
@@ -52,8 +56,11 @@ _PLACES = {
     "links.joining": ["join"],
     "method": ["Method", "Phases"],
     "methods": [
+        "co2",
+        "delayed",
         "dgc",
         "diloco",
+        "eager",
         "every_step",
         "fedavg",
         "flasc",
@@ -61,6 +68,7 @@ _PLACES = {
         "one_bit_adam",
         "post_local_sgd",
         "sign_sgd",
+        "slowmo",
         "streaming_diloco",
     ],
     "synchronizer": ["Synchronizer", "synchronize"],
@@ -83,8 +91,11 @@ __all__ = [
     "ThinwireError",
     "__version__",
     "broadcast",
+    "co2",
+    "delayed",
     "dgc",
     "diloco",
+    "eager",
     "every_step",
     "fedavg",
     "flasc",
@@ -95,6 +106,7 @@ __all__ = [
     "post_local_sgd",
     "run",
     "sign_sgd",
+    "slowmo",
     "streaming_diloco",
     "synchronize",
 ]

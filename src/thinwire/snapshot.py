@@ -11,7 +11,7 @@ from torch import Tensor
 
 from thinwire.buffers import BufferRows
 from thinwire.codecs import Staged
-from thinwire.collectives import Carried, Combined
+from thinwire.collectives import Carried, Combined, finite
 from thinwire.errors import PeerLost
 from thinwire.handshake import all_of
 from thinwire.links.base import Handle, Link
@@ -134,7 +134,8 @@ def owing(state: FragmentState, under_way: UnderWay) -> FragmentState:
 
     Together with the local steps since it began, which are counted from the anchor after this.
     """
-    return replace(state, owed=under_way.x + under_way.live - state.anchor)
+    unsent = under_way.x if finite(under_way.x) else torch.zeros_like(under_way.x)
+    return replace(state, owed=unsent + (under_way.live - state.anchor))
 
 
 def without_own(state: FragmentState) -> FragmentState:

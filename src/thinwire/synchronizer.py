@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from thinwire import rounds
+from thinwire import rounds, stability
 from thinwire.buffers import BufferRows, Buffers, average
 from thinwire.collectives import NO_SAMPLES, NOBODY_FINITE, OVERFLOW, Carried, Combined, finite, gather_packets
 from thinwire.errors import ConfigError, DivergedError, LinkError, PeerLost
@@ -134,6 +134,9 @@ class Synchronizer:
         _check_parameters(model, self._optimizers)
         for each in self._optimizers:
             _check_momentum(each, method)
+        if link.rank == link.members[0]:
+            for phase in (method.first, method.then) if isinstance(method, Phases) else (method,):
+                stability.warn(phase, len(link.members))
         self.step = 0
         self.committed = 0
         self.skipped = 0
@@ -206,6 +209,7 @@ class Synchronizer:
         self._pacing = Pacing(Pace(method.schedule.period), since=self.step)
         self._asked: Handle[dict[int, Told]] | None = None
         self._how = [method.codec.fit(self._fragments.shapes(f)) for f in range(self._fragments.count)]
+        method.outer.check_names(tuple(name for f in range(self._fragments.count) for name in self._fragments.names(f)))
         self._outers = [
             method.outer.fit(self._fragments.names(f), tuple(math.prod(s) for s in self._fragments.shapes(f)))
             for f in range(self._fragments.count)
@@ -552,11 +556,11 @@ class Synchronizer:
         entry = self._last_of(fragment)
         if entry is None:
             self._merge(fragment, Mine(live, live, fresh=x, members=len(self._link.members)))
-            all_of_it = x
         else:
-            all_of_it = self._finish(entry, x)
-        self._states[fragment] = replace(self._states[fragment], owed=x.new_zeros(0))
-        return all_of_it
+            x = self._finish(entry, x)
+        if finite(x):  # else this member sends nothing, and owes what it did
+            self._states[fragment] = replace(self._states[fragment], owed=x.new_zeros(0))
+        return x
 
     def _exchange_buffers(self, number: int) -> Handle[BufferRows]:
         ranks = rounds.witnesses(self._method, self._link, self._terms.key(number, 0))
@@ -640,35 +644,44 @@ class Synchronizer:
 
     def _owe(self, under_way: UnderWay, fresh: Tensor) -> Tensor:
         """A round had no effect. Unless parameters still hold what it was to send, the next one sends it too."""
-        fragment = under_way.fragment
-        if not back_to_back(self._method.schedule) or not finite(under_way.x):
+        fragment, state = under_way.fragment, self._states[under_way.fragment]
+        if not back_to_back(self._method.schedule):
             return fresh
         if not fresh.numel():
-            self._states[fragment] = owing(self._states[fragment], under_way)
+            self._states[fragment] = owing(state, under_way)
             return fresh
-        fresh = fresh + under_way.x
+        if finite(under_way.x):
+            if finite(fresh):
+                fresh = fresh + under_way.x
+            else:  # then it waits for a round that this member has something to say in
+                self._states[fragment] = replace(state, owed=under_way.x)
         live = self._fragments.gather(fragment)
         self._merge(fragment, Mine(live, under_way.live, fresh=fresh, members=len(self._link.members)))
         return fresh
 
     def _merge(self, fragment: int, mine: Mine) -> None:
         """Set the live parameters to what the outer step makes of them."""
-        state = self._states[fragment]
-        now = Now(state.committed, self._lr())
-        if not finite(mine.fresh):
-            self._start_over(fragment)
-            return
-        merged, own = self._outers[fragment].merge(mine, state.anchor, state.own, now)
+        state, outer = self._states[fragment], self._outers[fragment]
+        merged, own = outer.merge(mine, state.anchor, state.own, Now(state.committed, self._lr()))
         if not mine.fresh.numel() and back_to_back(self._method.schedule):  # nothing begins: local steps stay
             merged = merged + (mine.live - mine.sent)
+        if back_to_back(self._method.schedule) and not (finite(mine.fresh) and finite(merged)):
+            self._start_over(fragment)
+            return
         self._fragments.scatter(fragment, merged)
         self._states[fragment] = replace(state, own=own)
+        if outer.restarts:
+            self._forget(fragment)
 
     def _start_over(self, fragment: int) -> None:
         """Take the common model with a fresh inner state: this member's own values are not finite."""
         state = self._states[fragment]
         self._fragments.scatter(fragment, state.anchor)
         self._states[fragment] = replace(state, own={})
+        self._forget(fragment)
+
+    def _forget(self, fragment: int) -> None:
+        """Inner optimizers begin anew with a fragment's parameters."""
         named = dict(self._model.named_parameters())
         for name in self._fragments.names(fragment):
             for optimizer in self._optimizers:
@@ -684,7 +697,7 @@ class Synchronizer:
                 self._fragments.scatter_gradients(fragment, (combined.update / rates).masked_fill_(rates == 0, 0.0))
             elif combined.update.data_ptr() != under_way.live.data_ptr():  # else nobody's but its own came back
                 self._fragments.scatter_gradients(fragment, combined.update)
-        elif self._link.rank in outcome.ranks or fresh.numel():
+        elif self._link.rank in outcome.ranks or back_to_back(self._method.schedule):
             live, members = self._fragments.gather(fragment), len(outcome.ranks)
             mine = Mine(live, under_way.live, combined.update, combined.counted, fresh, members)
             self._merge(fragment, mine)

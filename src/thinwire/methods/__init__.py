@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from thinwire.method import Method, Phases
+from thinwire.methods.co2 import co2
+from thinwire.methods.delayed import delayed
 from thinwire.methods.dgc import dgc
 from thinwire.methods.diloco import diloco
+from thinwire.methods.eager import eager
 from thinwire.methods.every_step import every_step
 from thinwire.methods.flasc import flasc
 from thinwire.methods.local_sgd import fedavg, local_sgd
 from thinwire.methods.one_bit_adam import one_bit_adam
 from thinwire.methods.post_local_sgd import post_local_sgd
 from thinwire.methods.sign_sgd import sign_sgd
+from thinwire.methods.slowmo import slowmo
 from thinwire.methods.streaming_diloco import streaming_diloco
 
 #: Every method by the name used in configurations and on the command line.
@@ -26,13 +30,20 @@ METHODS: dict[str, Callable[..., Method | Phases]] = {
     "post_local_sgd": post_local_sgd,
     "diloco": diloco,
     "streaming": streaming_diloco,
+    "eager": eager,
+    "delayed": delayed,
+    "co2": co2,
+    "slowmo": slowmo,
     "flasc": flasc,
 }
 
 __all__ = [
     "METHODS",
+    "co2",
+    "delayed",
     "dgc",
     "diloco",
+    "eager",
     "every_step",
     "fedavg",
     "flasc",
@@ -40,5 +51,6 @@ __all__ = [
     "one_bit_adam",
     "post_local_sgd",
     "sign_sgd",
+    "slowmo",
     "streaming_diloco",
 ]
