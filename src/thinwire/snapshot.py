@@ -139,8 +139,8 @@ def owing(state: FragmentState, under_way: UnderWay) -> FragmentState:
 
 
 def without_own(state: FragmentState) -> FragmentState:
-    """The state as another member may take it over."""
-    return replace(state, own={}, owed=state.owed.new_zeros(0))
+    """The state as another member may take it over, with the parameters that go with it: it owes what they owe."""
+    return replace(state, own={})
 
 
 def what_is_ours(saved: Mapping[str, Any], method: Method, link: Link) -> Callable[[Carried], Carried]:

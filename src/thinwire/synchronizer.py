@@ -343,7 +343,6 @@ class Synchronizer:
         self._carry(what_is_ours(state, self._method, self._link))
         if not is_ours(state, self._link):
             self._states = [without_own(state) for state in self._states]
-            self._under_way = [(replace(u, x=torch.zeros_like(u.x)), rows) for u, rows in self._under_way]
         context = agree(self._link, {**self._shared_facts(), "step": str(self.common_step)})
         self._terms = replace(self._terms, context=context)
         self._clock.resume()
