@@ -25,7 +25,7 @@ FLOORS: list[set[str]] = [
     {"collectives"},
     {"handshake"},
     {"island"},
-    {"methods", "rounds", "buffers", "ensembles"},
+    {"methods", "rounds", "buffers", "ensembles", "stability"},
     {"snapshot"},
     {"synchronizer", "hooks", "pushes", "decentralized"},
 ]

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from thinwire import rounds
+from thinwire import rounds, stability
 from thinwire.buffers import BufferRows, Buffers, average
 from thinwire.collectives import NO_SAMPLES, NOBODY_FINITE, OVERFLOW, Carried, Combined, finite, gather_packets
 from thinwire.errors import ConfigError, DivergedError, LinkError, PeerLost
@@ -146,6 +146,9 @@ class Synchronizer:
         self._share = None if inner is None else Share(inner.rank, len(inner.members), Island(inner).gather)
         _check_island(model, method, self._island)
         self._shards = "" if inner is None else _shards(model, inner)
+        if link.rank == link.members[0]:
+            for phase in (method.first, method.then) if isinstance(method, Phases) else (method,):
+                stability.warn(phase, len(link.members))
         self.step = 0
         self.committed = 0
         self.skipped = 0
@@ -245,6 +248,7 @@ class Synchronizer:
         self._pacing = Pacing(Pace(method.schedule.period), since=self.step)
         self._asked: Handle[dict[int, Told]] | None = None
         self._how = [method.codec.fit(self._fragments.shapes(f)) for f in range(self._fragments.count)]
+        method.outer.check_names(tuple(name for f in range(self._fragments.count) for name in self._fragments.names(f)))
         self._outers = [
             method.outer.fit(self._fragments.names(f), self._fragments.lengths(f)) for f in range(self._fragments.count)
         ]
@@ -417,7 +421,6 @@ class Synchronizer:
         self._agree_within({"step": str(self.common_step), "state.committed": str(self.committed)})
         if not is_ours(state, self._link):
             self._states = [without_own(state) for state in self._states]
-            self._under_way = [(replace(u, x=torch.zeros_like(u.x)), rows) for u, rows in self._under_way]
         context = agree(self._link, {**self._shared_facts(), "step": str(self.common_step)})
         self._terms = replace(self._terms, context=context)
         self._clock.resume()
@@ -631,11 +634,11 @@ class Synchronizer:
         entry = self._last_of(fragment)
         if entry is None:
             self._merge(fragment, Mine(live, live, fresh=x, members=len(self._link.members)))
-            all_of_it = x
         else:
-            all_of_it = self._finish(entry, x)
-        self._states[fragment] = replace(self._states[fragment], owed=x.new_zeros(0))
-        return all_of_it
+            x = self._finish(entry, x)
+        if self._is_finite(x):  # else this member sends nothing, and owes what it did
+            self._states[fragment] = replace(self._states[fragment], owed=x.new_zeros(0))
+        return x
 
     def _exchange_buffers(self, number: int) -> Handle[BufferRows]:
         route = rounds.route_of(self._method, self._terms, self._link, 0, number)
@@ -725,29 +728,34 @@ class Synchronizer:
 
     def _owe(self, under_way: UnderWay, fresh: Tensor) -> Tensor:
         """A round had no effect. Unless parameters still hold what it was to send, the next one sends it too."""
-        fragment = under_way.fragment
-        if not back_to_back(self._method.schedule) or not self._is_finite(under_way.x):
+        fragment, state = under_way.fragment, self._states[under_way.fragment]
+        if not back_to_back(self._method.schedule):
             return fresh
         if not fresh.numel():
-            self._states[fragment] = owing(self._states[fragment], under_way)
+            self._states[fragment] = owing(state, under_way)
             return fresh
-        fresh = fresh + under_way.x
+        if self._is_finite(under_way.x):
+            if self._is_finite(fresh):
+                fresh = fresh + under_way.x
+            else:  # then it waits for a round that this member has something to say in
+                self._states[fragment] = replace(state, owed=under_way.x)
         live = self._fragments.gather(fragment)
         self._merge(fragment, Mine(live, under_way.live, fresh=fresh, members=len(self._link.members)))
         return fresh
 
     def _merge(self, fragment: int, mine: Mine) -> None:
         """Set the live parameters to what the outer step makes of them."""
-        state = self._states[fragment]
-        now = Now(state.committed, self._lr())
-        if back_to_back(self._method.schedule) and not self._is_finite(mine.fresh):
-            self._start_over(fragment)
-            return
-        merged, own = self._outers[fragment].merge(mine, state.anchor, state.own, now)
+        state, outer = self._states[fragment], self._outers[fragment]
+        merged, own = outer.merge(mine, state.anchor, state.own, Now(state.committed, self._lr()))
         if not mine.fresh.numel() and back_to_back(self._method.schedule):  # nothing begins: local steps stay
             merged = merged + (mine.live - mine.sent)
+        if back_to_back(self._method.schedule) and not (self._is_finite(mine.fresh) and self._is_finite(merged)):
+            self._start_over(fragment)
+            return
         self._fragments.scatter(fragment, merged)
         self._states[fragment] = replace(state, own=own)
+        if outer.restarts:
+            self._forget(fragment)
 
     def _is_finite(self, vector: Tensor) -> bool:
         """Whether it is, on all members of an island."""
@@ -758,6 +766,10 @@ class Synchronizer:
         state = self._states[fragment]
         self._fragments.scatter(fragment, state.anchor)
         self._states[fragment] = replace(state, own={})
+        self._forget(fragment)
+
+    def _forget(self, fragment: int) -> None:
+        """Inner optimizers begin anew with a fragment's parameters."""
         named = dict(self._model.named_parameters())
         for name in self._fragments.names(fragment):
             for optimizer in self._optimizers:
@@ -774,7 +786,7 @@ class Synchronizer:
             elif self._fragments.is_shared or combined.update.data_ptr() != under_way.live.data_ptr():
                 # else nobody's but its own came back
                 self._fragments.scatter_gradients(fragment, combined.update)
-        elif self._link.rank in outcome.ranks or fresh.numel():
+        elif self._link.rank in outcome.ranks or back_to_back(self._method.schedule):
             live, members = self._fragments.gather(fragment), len(outcome.ranks)
             mine = Mine(live, under_way.live, combined.update, combined.counted, fresh, members)
             self._merge(fragment, mine)
