@@ -15,12 +15,12 @@ SOURCE = Path(__file__).parents[1] / "src" / "thinwire"
 #: From the bottom up: a room may import from its own floor's rooms by name below, and from floors under it.
 FLOORS: list[set[str]] = [
     {"version", "errors"},
-    {"packet", "randomness", "units", "expressions", "sharding"},
+    {"packet", "randomness", "units", "expressions", "sharding", "batch_size"},
     {"aggregators", "links", "pace"},
     {"codecs"},
     {"routes"},
     {"graphs"},
-    {"schedules", "payloads", "topologies", "outer", "fragments", "batch_size"},
+    {"schedules", "payloads", "topologies", "outer", "fragments"},
     {"method", "ways"},
     {"collectives"},
     {"handshake"},
