@@ -7,16 +7,20 @@ gives the same bits every time. Jobs beside the compute (`spawn`) are actors lik
 
 A message of b bytes leaves when the sender's up-link is free and takes 8b/up_rate there, travels for the latency, and
 takes 8b/down_rate on the receiver's down-link, which it shares with the other messages to that receiver, first come
-first served: whose first bit is there earlier goes first. Framing (TCP, IP, Ethernet: about 5 % at full frames) is not
-simulated. Encoding and decoding cost no simulated time.
+first served: whose first bit is there earlier goes first. Messages of up to 576 bytes (verdicts, roll calls) do not
+queue behind larger ones, but take their time from them: connections share a link frame by frame, so that a word passes
+while megabytes are on their way. Framing (TCP, IP, Ethernet: about 5 % at full frames) is not simulated. Encoding and
+decoding cost no simulated time.
 """
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 import itertools
 import math
 import random
+import struct
 import threading
 import time
 from collections import Counter
@@ -32,12 +36,12 @@ from torch import Tensor
 from thinwire.errors import ConfigError, PeerLost
 from thinwire.links.base import Link
 from thinwire.links.meter import Meter
-from thinwire.randomness import mix
 
 T = TypeVar("T")
 
 _Address = tuple[int, int, int, int]  # channel, turn, from, to
 _NORMAL = NormalDist()
+_SMALL_BYTES = 576  # what every network passes in one piece
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,28 @@ class _Actor:
         self.random = _RandomState()
 
 
+class _Way:
+    """One direction of a member's link."""
+
+    def __init__(self, rate_bits_per_s: float | None) -> None:
+        self.rate = rate_bits_per_s
+        self._free = self._free_for_small = 0.0  # from when on
+
+    def carry(self, size: int, at: float) -> tuple[float, float]:
+        """When a message that is there at a time begins and ends to pass."""
+        if self.rate is None:
+            return at, at
+        takes = 8.0 * size / self.rate
+        if size > _SMALL_BYTES:
+            start = max(at, self._free)
+            self._free = start + takes
+        else:
+            start = max(at, self._free_for_small)
+            self._free_for_small = start + takes
+            self._free = max(self._free, start) + takes
+        return start, start + takes
+
+
 @dataclass
 class _Message:
     """In the mail. `due` is when its last bit is there, once it has landed."""
@@ -114,13 +140,11 @@ class _RandomState:
 class _Simulation:
     def __init__(self, members: int, network: Network) -> None:
         self.members = tuple(range(members))
-        self.up_rate = _each(network.up_bits_per_s, members)
-        self.down_rate = _each(network.down_bits_per_s, members)
+        self.up = [_Way(rate) for rate in _each(network.up_bits_per_s, members)]
+        self.down = [_Way(rate) for rate in _each(network.down_bits_per_s, members)]
         self.step_s = [seconds or 0.0 for seconds in _each(network.step_s, members)]
         self.latency_s = [seconds or 0.0 for seconds in _each(network.latency_s, members)]
         self.jitter, self.patience_s = network.jitter, network.patience_s
-        self.up_free = [0.0] * members
-        self.down_free = [0.0] * members
         self.mail: dict[_Address, _Message] = {}
         self.awaited: dict[_Address, _Actor] = {}  # who waits for a message that has not landed
         self.left: dict[int, tuple[str, float]] = {}  # rank -> why it ended, and when
@@ -244,23 +268,20 @@ class _Simulation:
     # --- the network -------------------------------------------------------------------------------------------
 
     def send(self, channel: int, turn: int, to: int, buffer: Tensor) -> None:
-        sender, now, bits = self.me.rank, self.me.time_s, 8.0 * buffer.numel()
+        sender = self.me.rank
         address = channel, turn, sender, to
-        start = max(now, self.up_free[sender])
-        self.up_free[sender] = sent = start + _duration(bits, self.up_rate[sender])
+        start, sent = self.up[sender].carry(buffer.numel(), self.me.time_s)
         latency_s = self._latency_s(address)
         message = self.mail[address] = _Message(address, buffer, sent + latency_s)
-        if self.down_rate[to] is None:
+        if self.down[to].rate is None:
             self._land(message, start + latency_s)
         else:
             heapq.heappush(self.events, (start + latency_s, next(self.numbers), message))
 
     def _land(self, message: _Message, at: float) -> None:
         """The first bit is at the receiver's down-link: from here on it is known when the last one will be there."""
-        to = message.address[3]
-        if (rate := self.down_rate[to]) is not None:
-            self.down_free[to] = max(at, self.down_free[to]) + 8.0 * message.buffer.numel() / rate
-            message.due = max(message.due, self.down_free[to])  # what a slow sender trickles in leaves room for others
+        _, there = self.down[message.address[3]].carry(message.buffer.numel(), at)
+        message.due = max(message.due, there)  # what a slow sender trickles in leaves room for others
         message.landed = True
         receiver = self.awaited.pop(message.address, None)
         if receiver is not None:
@@ -272,8 +293,9 @@ class _Simulation:
         mean_s = (self.latency_s[address[2]] + self.latency_s[address[3]]) / 2
         if not self.jitter or not mean_s:
             return mean_s
-        uniform = (mix(*address) + 0.5) / 2**64
-        return mean_s * math.exp(self.jitter * _NORMAL.inv_cdf(min(max(uniform, 2**-53), 1 - 2**-53)))
+        drawn = hashlib.blake2b(struct.pack("<4q", *address), digest_size=6).digest()
+        uniform = (int.from_bytes(drawn, "little") + 0.5) / 2**48  # 48 bits and a half: never rounded to 0 or 1
+        return mean_s * math.exp(self.jitter * _NORMAL.inv_cdf(uniform))
 
     def receive(self, channel: int, turns: Mapping[int, int], what: str) -> dict[int, Tensor]:
         actor, mail = self.me, self.mail
@@ -436,7 +458,3 @@ def _each(value: float | Sequence[float] | None, members: int) -> list[float | N
             mend=f"give {members} values",
         )
     return list(value)
-
-
-def _duration(bits: float, rate_bits_per_s: float | None) -> float:
-    return 0.0 if rate_bits_per_s is None else bits / rate_bits_per_s
