@@ -25,8 +25,7 @@ FLOORS: list[set[str]] = [
     {"collectives"},
     {"methods", "rounds", "handshake", "buffers", "ensembles"},
     {"snapshot"},
-    {"synchronizer", "hooks", "pushes"},
-    {"synchronizer", "hooks", "decentralized"},
+    {"synchronizer", "hooks", "pushes", "decentralized"},
 ]
 #: Imports inside functions that point back, and why they may: each breaks a cycle that is in the thing itself.
 BACKWARDS = {
