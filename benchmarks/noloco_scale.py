@@ -27,7 +27,8 @@ import torch
 import thinwire
 from thinwire.collectives import Carried, combine
 from thinwire.links.base import Link
-from thinwire.links.local import Network, run
+from thinwire.links.local import run
+from thinwire.links.network import Network
 from thinwire.method import Method
 from thinwire.methods import METHODS
 from thinwire.outer import Average
