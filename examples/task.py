@@ -18,8 +18,9 @@ def build() -> GPT2LMHeadModel:
     torch.manual_seed(0)
     size = {"vocab_size": WORDS, "n_positions": CONTEXT, "n_embd": 32, "n_layer": 2, "n_head": 2}
     dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-    ends = {"bos_token_id": 0, "eos_token_id": 0, "loss_type": "ForCausalLM"}
-    return GPT2LMHeadModel(GPT2Config(**size, **dropout, **ends))
+    model = GPT2LMHeadModel(GPT2Config(**size, **dropout, bos_token_id=0, eos_token_id=0))
+    model.loss_type = "ForCausalLM"
+    return model
 
 
 def texts() -> list[dict[str, Tensor]]:

@@ -23,7 +23,7 @@ import thinwire
 
 BASE, JUDGED = "torch DDP", "20mbit"
 COLOURS = {"torch": "#bf616a", "peers": "#d08700", "ours": "#0b7285"}
-SHORT_S = 60.0
+SHORT_S = 45.0
 MARKS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 
 Line = dict[str, Any]

@@ -100,7 +100,7 @@ def test_no_other_rates_cost_less(graph):
 
 
 def test_both_conditions_count():
-    """Least resistance alone wants equal rates on every tree; the bridge of two stars has to talk more often than that."""
+    """Least resistance alone wants equal rates on every tree; the bridge of two stars has to talk more often."""
     best = optimal(DOUBLE_STAR)
     assert best.rate < 0.9 * uniform(DOUBLE_STAR).rate
     assert dict(zip(best.graph.edges, best.rates, strict=True))[0, 1] == max(best.rates)

@@ -60,14 +60,14 @@ class Synchronized(Callback):
         optimizer, precision = trainer.optimizers[0], trainer.precision_plugin
         if sends_gradients(self._method):
             self._training.callback(optimizer.register_step_pre_hook(_closure_first).remove)
-        around = synchronize(
+        self.sync = synchronize(
             pl_module, optimizer, self._method, self._link, seed=self._seed, observer=self._observer,
             scaler=precision.scaler if isinstance(precision, MixedPrecision) else None,
         )  # fmt: skip
-        self.sync = self._training.enter_context(around)
         if self._saved:
             self.sync.load_state_dict(self._saved)
             self._saved = {}
+        self._training.enter_context(self.sync)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         assert self.sync is not None

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from thinwire.method import Method, Phases
+from thinwire.methods.co2 import co2
+from thinwire.methods.delayed import delayed
 from thinwire.methods.demo import demo
 from thinwire.methods.dgc import dgc
 from thinwire.methods.diloco import diloco
+from thinwire.methods.eager import eager
 from thinwire.methods.every_step import every_step
 from thinwire.methods.flasc import flasc
 from thinwire.methods.gossip import gossip
@@ -17,6 +20,7 @@ from thinwire.methods.muloco import muloco
 from thinwire.methods.one_bit_adam import one_bit_adam
 from thinwire.methods.post_local_sgd import post_local_sgd
 from thinwire.methods.sign_sgd import sign_sgd
+from thinwire.methods.slowmo import slowmo
 from thinwire.methods.sparse_loco import sparse_loco
 from thinwire.methods.sparta import sparta
 from thinwire.methods.streaming_diloco import streaming_diloco
@@ -34,6 +38,10 @@ METHODS: dict[str, Callable[..., Method | Phases]] = {
     "post_local_sgd": post_local_sgd,
     "diloco": diloco,
     "streaming": streaming_diloco,
+    "eager": eager,
+    "delayed": delayed,
+    "co2": co2,
+    "slowmo": slowmo,
     "flasc": flasc,
     "muloco": muloco,
     "sparse_loco": sparse_loco,
@@ -43,9 +51,12 @@ METHODS: dict[str, Callable[..., Method | Phases]] = {
 
 __all__ = [
     "METHODS",
+    "co2",
+    "delayed",
     "demo",
     "dgc",
     "diloco",
+    "eager",
     "every_step",
     "fedavg",
     "flasc",
@@ -57,6 +68,7 @@ __all__ = [
     "one_bit_adam",
     "post_local_sgd",
     "sign_sgd",
+    "slowmo",
     "sparse_loco",
     "sparta",
     "streaming_diloco",
