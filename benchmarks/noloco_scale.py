@@ -8,6 +8,9 @@ Real rounds over the local link, verdicts and packet heads included: every messa
 they should, which counts against all-reduce (at 1000 members a tenth of its shards). Latencies are one way; with jitter
 every message's own is log-normal, its median as given. All begin at once; no time goes into steps or coding. Pairs have
 no barrier: a member's round ends when its partner's has.
+
+Then 16 members train a small network for 40 rounds of 5 steps, each on data of its own: how far apart their models are
+(root of the mean squared distance from their mean, over their size), every 5 rounds.
 """
 
 from __future__ import annotations
@@ -23,12 +26,14 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
+from torch import nn
 
 import thinwire
 from thinwire.collectives import Carried, combine
 from thinwire.links.base import Link
-from thinwire.links.local import Network, run
-from thinwire.method import Method
+from thinwire.links.local import run
+from thinwire.links.network import Network
+from thinwire.method import Method, Phases
 from thinwire.methods import METHODS
 from thinwire.outer import Average
 from thinwire.payloads import Parameters
@@ -37,6 +42,7 @@ from thinwire.topologies import Everyone, Islands, RandomPairs, Topology
 
 N = 256_000
 VECTOR_S = 3.2
+EVERY = 5  # local steps between rounds, for the spread
 RATE = 32 * N / VECTOR_S
 
 
@@ -91,6 +97,40 @@ def measured(method: Method, members: int, rounds: int, network: Network) -> Too
     )
 
 
+def spreads(method: Method | Phases, rounds: int = 40, members: int = 16) -> list[float]:
+    """How far apart members are after every fifth round."""
+
+    def member(link: Link) -> list[float]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 4))
+        teacher = torch.randn(16, 4)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+        draws, told = torch.Generator().manual_seed(link.rank), []
+        with thinwire.synchronize(model, optimizer, method, link) as sync:
+            for step in range(EVERY * rounds):
+                x = torch.randn(16, 16, generator=draws)
+                nn.functional.cross_entropy(model(x), (x @ teacher).argmax(dim=1)).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                if (step + 1) % (5 * EVERY) == 0:
+                    told.append(sync.spread())
+        return told
+
+    return run(members, member)[0]
+
+
+def table_of_spreads() -> list[str]:
+    """Markdown."""
+    known = {"local_sgd over random pairs": METHODS["local_sgd"](every=EVERY).but(topology=RandomPairs())}
+    if "noloco" in METHODS:
+        known["noloco"] = METHODS["noloco"](every=EVERY)
+    known["no rounds"] = METHODS["local_sgd"](every=10**6)
+    lines = ["| method | spread after 5, 10, ... 40 rounds |", "|---|---|"]
+    for name, method in known.items():
+        lines.append(f"| {name} | {' '.join(f'{spread:.4f}' for spread in spreads(method))} |")
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--members", default="8,32,128,512,1000")
@@ -121,6 +161,8 @@ def main() -> None:
                 f"| {of.messages:,.0f} | {of.megabytes:.2f} | {worked_s:.0f} s |"
             )
             print(lines[-1], flush=True)
+    lines += ["", *table_of_spreads()]
+    print("\n".join(lines[-5:]))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     lines += ["", f"Peak memory of the simulation: {peak:.1f} GiB."]
     print(lines[-1])

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     )
     from thinwire.handshake import broadcast
     from thinwire.links.joining import join
-    from thinwire.links.local import Network, run
+    from thinwire.links.local import run
+    from thinwire.links.network import Network
     from thinwire.method import Method, Phases
     from thinwire.methods import (
         co2,
@@ -62,7 +63,8 @@ _PLACES = {
         "ThinwireError",
     ],
     "handshake": ["broadcast"],
-    "links.local": ["Network", "run"],
+    "links.local": ["run"],
+    "links.network": ["Network"],
     "links.joining": ["join"],
     "method": ["Method", "Phases"],
     "methods": [
