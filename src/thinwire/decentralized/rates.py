@@ -32,7 +32,9 @@ import numpy as np
 from thinwire.decentralized.graphs import Gossip, Graph
 from thinwire.errors import ConfigError
 
-_NEGLIGIBLE = 1e-5  # of the largest rate: below it is the solver's rounding of 0 (its tolerance is 1e-8)
+_NEGLIGIBLE = 1e-5  # of the largest rate: below it is the solver's rounding of 0
+# Seven digits: at its own 1e-8 the solver stalls on some symmetric graphs, and rates are scaled to be allowed anyway.
+_TOLERANCES = {"tol_gap_abs": 1e-7, "tol_gap_rel": 1e-7, "tol_feas": 1e-7}
 
 
 def uniform(graph: Graph) -> Gossip:
@@ -78,7 +80,7 @@ def _solve(graph: Graph) -> list[float]:
             cp.sum(cp.multiply(ends, inverse @ ends), axis=0) <= s,
         ],
     )
-    problem.solve(solver="CLARABEL")
+    problem.solve(solver="CLARABEL", **_TOLERANCES)
     if problem.status != "optimal":
         raise ConfigError(
             f"the solver ended with {problem.status!r} on a graph of {n} nodes and {m} edges",
