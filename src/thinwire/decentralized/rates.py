@@ -14,7 +14,7 @@ With R_e the effective resistance of edge e this reads max_e R_e <= lambda_2, wh
 Size    never below (n-1)/sqrt(2) events in a unit of time, which uniform rates on the complete graph reach. By symmetry
         uniform rates are best wherever all edges are alike (ring, star, torus of equal sides, complete graph). Much is
         gained where few edges carry everything: about a factor of the clique's size on a barbell.
-Cost    a programme over a [2n, 2n] matrix: a second at 20 nodes, minutes from about 60.
+Cost    a programme over a matrix of side 2n - 2, which grows fast: 2 seconds at 20 nodes and 31 edges, on one core.
 Source  Nabli & Oyallon 2023, arXiv:2208.00779, chooses rates by "a SDP relaxation"; their code has uniform rates only.
 Differs their programme could not be read; this one follows from the condition that their code's total rate
         sqrt(2 chi1 chi2) meets, and is no relaxation of it. Edges that come out at 0 are dropped and the programme is
