@@ -114,7 +114,7 @@ def test_a_method_is_built_from_its_options():
 @pytest.mark.parametrize("name", METHODS)
 def test_every_option_of_every_method_can_be_set_from_its_default(name):
     run = override(Run(), ["--method", name])
-    for option in of_function(METHODS[name]).values():
+    for option in of_function(METHODS[name], skip=["topology"]).values():  # whose words are not its own
         value = plain(option.default)
         told = str(value).lower() if isinstance(value, bool) else value
         run = override(run, [f"--method.{option.name}={told}"])
@@ -298,6 +298,15 @@ def test_a_dump_spells_out_the_defaults():
         (["--task.no-tied=x", "--tied"], None),
         (["--tied", "false"], {"task": TextOptions(tied=False)}),
         (["--tied", "--context", "5"], {"task": TextOptions(tied=True, context=5)}),
+        (
+            ["--optimizer", "Muon", "--adamw_lr", "1e-3", "--adamw_betas", "0.8,0.9", "--adjust_lr_fn", "original"],
+            {
+                "optimizer": OptimizerOptions(
+                    "Muon", options={"adamw_lr": 1e-3, "adamw_betas": (0.8, 0.9), "adjust_lr_fn": "original"}
+                )
+            },
+        ),
+        (["--optimizer=LARS", "--trust=0.01"], {"optimizer": OptimizerOptions("LARS", options={"trust": 0.01})}),
         (["--betas", "0.8,0.9"], {"optimizer": OptimizerOptions(options={"betas": (0.8, 0.9)})}),
         (["--foreach", "none"], {"optimizer": OptimizerOptions(options={"foreach": None})}),
         (

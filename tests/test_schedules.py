@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thinwire.errors import ConfigError
-from thinwire.schedules import Every
+from thinwire.schedules import At, Every, Once
 
 schedules = st.integers(1, 40).flatmap(lambda steps: st.builds(Every, st.just(steps), st.integers(0, steps - 1)))
 fragments = st.integers(1, 12)
@@ -45,6 +45,21 @@ def test_one_fragment_is_every_so_many_steps():
 
 def test_more_fragments_than_steps_share_steps():
     assert [Every(2).begins(step, 5) for step in (1, 2, 3, 4)] == [(0, 1, 2, 3), (4,), (0, 1, 2, 3), (4,)]
+
+
+def test_at_is_those_steps_and_no_other():
+    at = At((3, 5, 9))
+    assert [step for step in range(20) if at.begins(step, 2)] == [3, 5, 9]
+    assert at.begins(5, 3) == (0, 1, 2)
+    assert (at.period, at.overlap) == (2, 0)
+    assert Once(7) == At((7,))
+    assert Once(7).period == 7
+
+
+@pytest.mark.parametrize("steps", [(), (0,), (3, 3), (5, 3)])
+def test_steps_that_are_none_are_refused(steps):
+    with pytest.raises(ConfigError, match=r"rounds at the steps \(.*\)\n.*in ascending order\n.*or Once\(1000\) for"):
+        At(steps)
 
 
 def test_refusals():

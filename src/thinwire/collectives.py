@@ -2,7 +2,7 @@
 
 A round follows its route: a group combines directly (ways.py), a tree of islands group by group. What feedback and
 stages remember goes in and comes out, and takes effect only if the verdict at the end finds that all members hold the
-same result.
+same result. In a graph each member ends with a result of its own: it hears its neighbours, and waits for nobody else.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from thinwire.fragments import digest
 from thinwire.links.base import Channel
 from thinwire.packet import Flag, Kind, Layout, Packet, check, read, wire_bytes
 from thinwire.randomness import mix
-from thinwire.topologies import Group, Route, Tree
-from thinwire.ways import Exchange, Leg, Outcome, Work, carry, decode_all, merge, others_of, rows_of
+from thinwire.routes import Group, Neighbours, Route, Tree
+from thinwire.ways import Exchange, Leg, Outcome, Work, carry, decode_all, merge, mingle, others_of, rows_of
 
 _log = logging.getLogger("thinwire")
 
@@ -64,6 +64,7 @@ class Combined:
     ranks       members that took part with finite values
     counted     [n] what was counted as this member's, as others read it; None if nothing, or if nobody asked
     reason      why it is not to be committed
+    damaged     a graph's neighbours that were left out because their packets were damaged
     encode_s, job_s  seconds spent encoding, decoding and merging; from first to last
     """
 
@@ -74,10 +75,11 @@ class Combined:
     counted: Tensor | None = None
     encode_s: float = 0.0
     job_s: float = 0.0
+    damaged: tuple[int, ...] = ()
 
 
 def combine(ex: Exchange, x: Tensor, weight: float, carried: Carried, shared: Tensor | None) -> Combined:
-    """A member's whole round, from its vector to a result that all witnesses hold. Runs beside the compute.
+    """A member's whole round, from its vector to a result that all witnesses hold, or its own. Runs beside the compute.
 
     x        [n] what this member sends; if it is not finite the member abstains, and takes part without it
     weight   of the contribution; with 0 it is left out, though the member takes part
@@ -90,6 +92,8 @@ def combine(ex: Exchange, x: Tensor, weight: float, carried: Carried, shared: Te
     weight = weight if ex.aggregator.weighs else 1.0
     if abstains:
         x = torch.zeros_like(x)
+    if isinstance(ex.route, Neighbours):
+        return replace(_in_graph(ex, ex.route, x, abstains, carried), job_s=ex.now() - start)
     reasons: list[str] = []
     coding_s = 0.0
     for _ in range(_ATTEMPTS):
@@ -106,6 +110,19 @@ def combine(ex: Exchange, x: Tensor, weight: float, carried: Carried, shared: Te
         _log.warning("%s: sent again, because of %s", ex.what, "; ".join(reasons))
     reason = f"given up after {_ATTEMPTS} attempts: " + "; ".join(reasons)
     return Combined(None, carried, reason=reason, encode_s=coding_s, job_s=ex.now() - start)
+
+
+def _in_graph(ex: Exchange, route: Neighbours, x: Tensor, abstains: bool, carried: Carried) -> Combined:
+    """A round among neighbours. A damaged packet is not sent again: nobody but its receiver knows, or waits."""
+    assert isinstance(ex.how, Codec), "what else there is is refused when it is composed"
+    work, began = Work(ex), ex.now()
+    found = mingle(work, route, Leg(ex.how, ex.aggregator, x, 1.0, abstains, ex.key))
+    coding_s = work.coding_s + ex.now() - began
+    if work.faults:
+        _log.warning("%s: left out, its weight going to this member: %s", ex.what, "; ".join(work.faults))
+    if found.combined is None:
+        return Combined(None, carried, reason=NOBODY_FINITE, encode_s=coding_s, damaged=found.damaged)
+    return Combined(found.combined, carried, found.present, encode_s=coding_s, damaged=found.damaged)
 
 
 def _ended(ex: Exchange, update: Tensor | None, before: Carried, after: Carried, present: tuple[int, ...]) -> Combined:
@@ -133,6 +150,7 @@ def _along(
     if isinstance(route, Tree):
         update, after = _tree(work, route, x, weight, abstains, carried)
         return update, None, after
+    assert isinstance(route, Group)
     how = work.ex.how
     nothing = abstains or weight == 0  # of this member's is counted
     if not isinstance(how, Feedback):
@@ -295,16 +313,19 @@ def _same(digests: Mapping[int, bytes], what: str) -> None:
 
 
 def gather_packets(
-    channel: Channel, rank: int, ranks: Iterable[int], packet: Packet, layout: Layout, what: str
-) -> dict[int, Packet]:
+    channel: Channel, rank: int, ranks: Iterable[int], packet: Packet, layout: Layout, what: str, *,
+    to: Iterable[int] | None = None,
+) -> dict[int, Packet]:  # fmt: skip
     """Every rank's packet of one kind and codec, by rank.
 
     layout  an upper bound of the fields' sizes
+    to      ranks that are sent this member's, if they are not the same
     raises  PacketError, PeerLost
     """
     others = others_of(tuple(ranks), rank)
+    told = others if to is None else others_of(tuple(sorted({*to, rank})), rank)
     most = wire_bytes(packet.codec, layout)
-    arrived = channel.exchange(dict.fromkeys(others, packet.to_bytes()), dict.fromkeys(others, most), what)
+    arrived = channel.exchange(dict.fromkeys(told, packet.to_bytes()), dict.fromkeys(others, most), what)
     found = {rank: packet}
     for sender, buffer in arrived.items():
         due = replace(packet.header, sender=sender)

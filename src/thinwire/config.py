@@ -71,8 +71,9 @@ class MethodOptions:
             if name not in options:
                 raise unknown_name(f"method {self.name} has no option {name!r}", name, options, what="one of")
         given = {name: built(options[name], value) for name, value in self.options.items() if name not in _ANSWERS}
-        made: Method | Phases = known[self.name](**given)
         answers = {name: _answer(name, self.options[name]) for name in _ANSWERS if self.options.get(name) is not None}
+        own = {name: answers.pop(name) for name in of_function(known[self.name]) if name in answers}
+        made: Method | Phases = known[self.name](**given, **own)
         pacer = answers.pop("pace", None)
         made = made.but(**answers) if answers else made
         return made if pacer is None else made.paced(pacer)
@@ -315,7 +316,7 @@ def _method_options(name: str, methods: Methods) -> Options:
         answer: Option(answer, str | None, None, f"{words.kind} instead of the method's own: `{words.example}`")
         for answer, words in _ANSWERS.items()
     }
-    return answers | of_function(methods[name])
+    return answers | of_function(methods[name], skip=_ANSWERS)
 
 
 def _answer(name: str, text: str) -> Any:

@@ -15,8 +15,9 @@ from thinwire.errors import ConfigError
 from thinwire.outer import Mine, NoStep, Now, Outer
 from thinwire.pace import Pacer
 from thinwire.payloads import Gradient, Payload
+from thinwire.routes import Topology
 from thinwire.schedules import Every, Paced, Schedule, back_to_back
-from thinwire.topologies import Everyone, Islands, Topology
+from thinwire.topologies import Everyone, Islands
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,11 @@ class Method:
     def bare_codec(self) -> Codec | Staged:
         """The codec that writes, without its memory."""
         return self.codec.codec if isinstance(self.codec, Feedback) else self.codec
+
+    @property
+    def consensus(self) -> bool:
+        """Whether a round leaves all members with one model; without, each has its own."""
+        return self.topology.consensus and not self.outer.apart
 
     def answers(self) -> dict[str, str]:
         """The six answers in words; members compare them when they meet."""
@@ -98,13 +104,15 @@ class Phases:
                 expected="a first phase whose rounds end with the step they begin at",
                 mend="set its overlap to 0",
             )
-        if not self.first.topology.consensus:
-            raise ConfigError(
-                "the first phase leaves every member with a model of its own",
-                expected="a first phase that ends with one model on all members: the second one's anchor",
-                mend="use topology=Everyone() in the first phase",
-            )
-        if self.first.payload.kind != "gradient":
+        if not self.first.consensus:
+            if self.then.payload.kind != "parameters":
+                raise ConfigError(
+                    "the first phase leaves every member with a model of its own",
+                    expected="a first phase that ends with one model on all members: the second one's anchor",
+                    mend="use topology=Everyone() in the first phase, or send Parameters() in the second one, which "
+                    "needs no anchor",
+                )
+        elif self.first.payload.kind != "gradient":
             _check_ends_together(self.first, self.switch)
             if self.then.payload.kind == "gradient":
                 raise ConfigError(
@@ -171,7 +179,7 @@ def _check(method: Method) -> None:
             expected="gradients without overlap",
             mend="use Every(1), or send Delta(), whose rounds may end later than they begin",
         )
-    if payload.kind == "gradient" and method.schedule.begins(1, 1) != (0,):
+    if payload.kind == "gradient" and any(method.schedule.begins(step, 1) != (0,) for step in (1, 1 << 62)):
         raise ConfigError(
             f"payload gradient with schedule {method.schedule!r}: gradients of the steps between would be lost",
             expected="gradients every step",
@@ -190,6 +198,13 @@ def _check(method: Method) -> None:
             "together, and drift apart for ever",
             expected="parameters, where members have models of their own",
             mend="send Parameters() with outer=Average(), or use a topology that all members share",
+        )
+    if method.topology.mixes and (method.aggregator != Mean() or method.feedback is not None):
+        raise ConfigError(
+            f"aggregator {method.aggregator!r} with codec {method.codec.spec} over {method.topology!r}: the graph's "
+            "weights say how neighbours are merged, and no member knows what the others remember",
+            expected="Mean(), and a codec without memory",
+            mend="leave aggregator and feedback out, or use RandomPairs()",
         )
     if isinstance(method.topology, Islands) and method.aggregator.needs != "sum":
         raise ConfigError(
@@ -211,6 +226,8 @@ def _check(method: Method) -> None:
         _check_recalls(method)
     if outer.anticipates:
         _check_anticipates(method)
+    if outer.apart:
+        _check_apart(method)
     if method.feedback is not None:
         _check_feedback(method, method.feedback)
 
@@ -258,6 +275,18 @@ def _check_back_to_back(method: Method) -> None:
             "sent by the round that begins then, and would count twice",
             expected=f"an overlap below {method.schedule.period}, or an outer step that keeps none of them",
             mend=f"overlap={method.schedule.period - 1}, or leave Mix and Rebase out",
+        )
+
+
+def _check_apart(method: Method) -> None:
+    """Members that take over only what was sent must have sent the same entries, or a mean means nothing."""
+    codec = method.bare_codec
+    alike = isinstance(codec, Codec) and not any(c.selects and not c.traits.linear for c in codec.leads)
+    if not alike:
+        raise ConfigError(
+            f"outer step {method.outer!r} with codec {method.codec.spec}: each member selects entries of its own",
+            expected="a codec that selects alike on all members, or nothing: randk, fp32, int8",
+            mend="use randk(share), by itself or with another codec after it: randk(0.01) | bf16",
         )
 
 

@@ -17,13 +17,14 @@ from torch import Tensor
 
 from thinwire.codecs import How
 from thinwire.collectives import NOBODY_FINITE, OVERFLOW, Carried, Combined, combine, gather_packets
+from thinwire.island import Island
 from thinwire.links.base import Handle, Link
 from thinwire.method import Method
 from thinwire.outer import Memory, Now, Outer
 from thinwire.pace import Told
 from thinwire.packet import Header, Layout, Packet
 from thinwire.randomness import mix
-from thinwire.topologies import members_of
+from thinwire.routes import Route, members_of
 from thinwire.ways import Exchange
 
 
@@ -108,6 +109,7 @@ class Terms:
 def begin(
     method: Method, terms: Terms, link: Link, fragment: int, step: int, live: Tensor, x: Tensor, weight: float,
     state: FragmentState, *, how: How, shared: Tensor | None, counted: tuple[int, int],
+    island: Island | None = None,
 ) -> tuple[UnderWay, FragmentState]:  # fmt: skip
     """Start a round beside the compute.
 
@@ -116,12 +118,18 @@ def begin(
     how     the method's codec, fitted to the fragment
     shared  [n] what all members should hold alike at this point, to be compared; None leaves it out
     counted  local steps and samples up to here
+    island  those who hold the other parts of the model, if it has parts: they decide together
     """
     number = state.begun
     exchange = opened(method, terms, link, fragment, number, how)
 
-    def job() -> Combined:
+    def run(x: Tensor, weight: float) -> Combined:
         return combine(exchange, x, weight, state.carried, shared)
+
+    framed = None if island is None else island.frame(exchange.what)
+
+    def job() -> Combined:
+        return run(x, weight) if framed is None else framed(run, x, weight, state.carried)
 
     handle = link.spawn(job, exchange.what)
     due = step + method.schedule.overlap
@@ -130,17 +138,17 @@ def begin(
 
 def opened(method: Method, terms: Terms, link: Link, fragment: int, number: int, how: How) -> Exchange:
     """Everything a round needs beside the vectors, on a channel of its own."""
-    key = terms.key(number, fragment)
+    route = route_of(method, terms, link, fragment, number)
     return Exchange(
         channel=link.open("rounds"),
         rank=link.rank,
-        route=method.topology.route(link.rank, link.members, key),
-        witnesses=witnesses(method, link, key),
+        route=route,
+        witnesses=witnesses(method, link, route),
         how=how,
         aggregator=method.aggregator,
         header=Header(fragment=fragment, round=number, context=terms.context),
         recalls=method.outer.recalls,
-        key=key,
+        key=terms.key(number, fragment),
         now=link.now,
     )
 
@@ -168,11 +176,17 @@ def finish(
     return after, Committed(*where, combined.ranks)
 
 
-def witnesses(method: Method, link: Link, key: int) -> tuple[int, ...]:
-    """Who must hold the same at the end of a round: all members if they end with one result, else the combined ones."""
-    if method.topology.consensus:
-        return link.members
-    return members_of(method.topology.route(link.rank, link.members, key))
+def route_of(method: Method, terms: Terms, link: Link, fragment: int, number: int) -> Route:
+    """This member's route in a round."""
+    return method.topology.route(link.rank, link.members, terms.key(number, fragment), number)
+
+
+def witnesses(method: Method, link: Link, route: Route) -> tuple[int, ...]:
+    """Who must hold the same at the end of a round: all members if they end with one result, else the combined ones.
+
+    In a graph the combined ones have results of their own; they are those whom this member hears.
+    """
+    return link.members if method.topology.consensus else members_of(route)
 
 
 _NUMBERS: Layout = {"numbers": (torch.float64, len(fields(Told)))}

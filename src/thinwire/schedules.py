@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from thinwire.errors import ConfigError
@@ -65,6 +66,34 @@ class Every:
 
     def _due(self, step: int, first: int) -> bool:
         return step >= first and (step - first) % self.steps == 0
+
+
+@dataclass(frozen=True)
+class At:
+    """A round of every fragment after each of these local steps, and no other."""
+
+    steps: tuple[int, ...]
+    overlap: int = field(default=0, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.steps or any(early >= late for early, late in itertools.pairwise((0, *self.steps))):
+            raise ConfigError(
+                f"rounds at the steps {self.steps}",
+                expected="at least one local step, counted from 1, in ascending order",
+                mend="write At((500, 1000)), or Once(1000) for a single round",
+            )
+
+    @property
+    def period(self) -> int:
+        return min(late - early for early, late in itertools.pairwise((0, *self.steps)))
+
+    def begins(self, step: int, fragments: int) -> tuple[int, ...]:
+        return tuple(range(fragments)) if step in self.steps else ()
+
+
+def Once(step: int) -> At:  # noqa: N802 (reads as the part it makes)
+    """A single round of every fragment, after this local step."""
+    return At((step,))
 
 
 @dataclass(frozen=True)

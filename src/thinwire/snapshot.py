@@ -77,6 +77,7 @@ def pack_under_way(under_way: UnderWay, rows: Handle[BufferRows] | None) -> dict
         "carried": _pack_carried(combined.carried),
         "ranks": list(combined.ranks),
         "reason": combined.reason,
+        "damaged": list(combined.damaged),
         "job_s": combined.job_s,
         "buffers": None if rows is None else {str(rank): list(row) for rank, row in rows.wait().items()},
     }
@@ -86,7 +87,10 @@ def unpack_under_way(saved: Mapping[str, Any], device: torch.device) -> tuple[Un
     """The inverse of `pack_under_way`: a round that has arrived."""
     update, counted = (None if v is None else v.to(device) for v in (saved["update"], saved["counted_as_ours"]))
     carried = _unpack_carried(saved["carried"], device)
-    combined = Combined(update, carried, tuple(saved["ranks"]), saved["reason"], counted, job_s=saved["job_s"])
+    combined = Combined(
+        update, carried, tuple(saved["ranks"]), saved["reason"], counted, job_s=saved["job_s"],
+        damaged=tuple(saved["damaged"]),
+    )  # fmt: skip
     under_way = UnderWay(
         saved["fragment"], saved["round"], saved["due"], (saved["counted"][0], saved["counted"][1]),
         saved["live"].to(device), saved["x"].to(device), _Arrived(combined),

@@ -34,13 +34,17 @@ from thinwire.collectives import NO_SAMPLES, NOBODY_FINITE, OVERFLOW, Carried, C
 from thinwire.errors import ConfigError, DivergedError, LinkError, PeerLost
 from thinwire.fragments import Fragments, digest
 from thinwire.handshake import agree
+from thinwire.island import Island
 from thinwire.links.base import Handle, Link
+from thinwire.links.islands import within
 from thinwire.method import Method, Phases
 from thinwire.outer import Mine, Now
 from thinwire.pace import Clock, Pace, Pacer, Pacing, Told
 from thinwire.packet import Header, Layout, Packet
 from thinwire.rounds import Committed, FragmentState, Outcome, Skipped, Terms, UnderWay
+from thinwire.routes import Neighbours, shares
 from thinwire.schedules import Paced, back_to_back
+from thinwire.sharding import Share, clip_grad_norm_, inner_state, is_dtensor, layout, resharder
 from thinwire.snapshot import (
     carrying,
     is_ours,
@@ -108,6 +112,8 @@ def synchronize(
     model      any module; its trainable parameters are synchronised, tied ones once, frozen ones not. Persistent
                buffers become the members' mean (integers: the maximum) with every round of fragment 0
     optimizer  any torch optimizer over parameters of the model, or several over disjoint ones
+    link       of `join`; with `join(across=..., within=...)` the model is one of an island: FSDP2's, DDP's, or with
+               ZeroRedundancyOptimizer. Each member then sends its part of it, and all of the island's call what waits
     seed       of shared randomness (random pairs, stochastic rounding); the same on all members
     scaler     the GradScaler, if there is one
     observer   called with the outcome of every round
@@ -130,6 +136,7 @@ class Synchronizer:
         scaler: torch.amp.GradScaler | None,
         observer: Callable[[Outcome], None] | None,
     ) -> None:
+        resharder(model)()
         self._optimizers = (optimizer,) if isinstance(optimizer, torch.optim.Optimizer) else tuple(optimizer)
         _check_parameters(model, self._optimizers)
         for each in self._optimizers:
@@ -137,6 +144,11 @@ class Synchronizer:
         if link.rank == link.members[0]:
             for phase in (method.first, method.then) if isinstance(method, Phases) else (method,):
                 stability.warn(phase, len(link.members))
+        inner = within(link)
+        self._island = None if inner is None else Island(inner)
+        self._share = None if inner is None else Share(inner.rank, len(inner.members), Island(inner).gather)
+        _check_island(model, method, self._island)
+        self._shards = "" if inner is None else _shards(model, inner)
         self.step = 0
         self.committed = 0
         self.skipped = 0
@@ -159,6 +171,7 @@ class Synchronizer:
     # --- life ----------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Synchronizer:
+        self._agree_within({})
         self._terms = Terms(agree(self._link, self._facts()), self._seed)
         for optimizer in self._optimizers:
             self._hooks.append(optimizer.register_step_pre_hook(self._before_step))
@@ -193,12 +206,36 @@ class Synchronizer:
         facts = {"version": __version__, "model": self._fragments.schema(), "weights": weights, "seed": str(self._seed)}
         if self._method.payload.kind == "gradient":  # members take the same steps; after deltas each takes its own
             facts["optimizer"] = "; ".join(map(_settings, self._optimizers))
+        if self._island is not None:
+            facts["shards"] = self._shards
         return facts | answers
 
+    def _agree_within(self, facts: Mapping[str, str]) -> None:
+        """Members of an island mean the same method, and hold the same of what is not sharded."""
+        if self._island is not None:
+            if not self._island.all_of(self._holds_of_all()):
+                raise ConfigError(
+                    f"a fragment of which one of {len(self._island.link.members)} members of the island holds nothing",
+                    expected="rows of some parameter on every member, for every fragment",
+                    mend="use fewer fragments, or smaller islands",
+                )
+            whole = [p for p in self._model.parameters() if not is_dtensor(p)]
+            told = {f"method.{name}": answer for name, answer in self._plan.answers().items()}
+            own = {"version": __version__, "weights": digest(*whole).hex(), "seed": str(self._seed)}
+            agree(self._island.link, {**own, **told, **facts})
+
+    def _holds_of_all(self) -> bool:
+        plan = self._plan
+        methods = (plan.first, plan.then) if isinstance(plan, Phases) else (plan,)
+        counts = {method.payload.fragments for method in methods}
+        return all(min(Fragments(self._model, count, self._share).sizes) > 0 for count in counts)
+
     def _enter_phase(self, method: Method) -> None:
-        """Begin a method with fresh state; the parameters, equal on all members, are its anchor."""
+        """Begin a method with fresh state; the parameters are its anchor, equal on all members but after gossip."""
         self._method = method
-        self._fragments = Fragments(self._model, method.payload.fragments)
+        plan = self._plan
+        self._apart = isinstance(plan, Phases) and method is plan.then and not plan.first.consensus
+        self._fragments = Fragments(self._model, method.payload.fragments, self._share)
         anchored = method.payload.kind != "gradient"
         self._states = [
             FragmentState(self._fragments.gather(f) if anchored else torch.zeros(0))
@@ -211,8 +248,7 @@ class Synchronizer:
         self._how = [method.codec.fit(self._fragments.shapes(f)) for f in range(self._fragments.count)]
         method.outer.check_names(tuple(name for f in range(self._fragments.count) for name in self._fragments.names(f)))
         self._outers = [
-            method.outer.fit(self._fragments.names(f), tuple(math.prod(s) for s in self._fragments.shapes(f)))
-            for f in range(self._fragments.count)
+            method.outer.fit(self._fragments.names(f), self._fragments.lengths(f)) for f in range(self._fragments.count)
         ]
 
     # --- what a loop may call ------------------------------------------------------------------------------------
@@ -230,10 +266,13 @@ class Synchronizer:
             self._gradients_are_combined = True
 
     def clip_grad_norm_(self, max_norm: float) -> Tensor:
-        """Clip the gradient that the step will use, and return its norm from before; a scaler's scale is taken out."""
+        """Clip the gradient that the step will use, and return its norm from before; a scaler's scale is taken out.
+
+        The norm is the whole model's, also where it is sharded: then all members of the island call it.
+        """
         self._unscale()
         self.combine_gradients()
-        return torch.nn.utils.clip_grad_norm_(self._model.parameters(), max_norm)
+        return clip_grad_norm_(list(self._model.parameters()), max_norm)
 
     @property
     def common_step(self) -> int:
@@ -247,41 +286,66 @@ class Synchronizer:
 
     @property
     def has_consensus(self) -> bool:
-        """Whether all members hold one model after every round; without, each has its own (gossip)."""
-        return self._method.topology.consensus
+        """Whether all members agree on one model with every round; without, each has its own (gossip)."""
+        return self._method.consensus and all(map(self._is_common, self._states))
+
+    def _is_common(self, state: FragmentState) -> bool:
+        """Whether a fragment's anchor is all members' own: where gossip came before, from the first round on."""
+        return state.committed > 0 or not self._apart
 
     def consensus(self) -> list[Tensor]:
         """The model as all members have it, one float32 vector a fragment.
 
         Anchors if there are any, else the parameters. If every member has a model of its own (gossip), their mean:
-        all members must call it then.
+        all members must call it then. Within an island, this member's part of each.
         """
-        if not self._method.topology.consensus:
-            return [self._mean_of_all(self._fragments.gather(f)) for f in range(self._fragments.count)]
+        if not self.has_consensus:
+            return [self._of_all(f).mean(dim=0).to(self._fragments.device) for f in range(self._fragments.count)]
         if self._method.payload.kind == "gradient":
             return [self._fragments.gather(f) for f in range(self._fragments.count)]
         return [state.anchor.clone() for state in self._states]
 
+    def spread(self) -> float:
+        """How far apart the members' models are, 0 if they are one; all members call it.
+
+        sqrt(sum_i |theta_i - mean|^2 / sum_i |theta_i|^2)
+        """
+        apart = size = 0.0
+        for f in range(self._fragments.count):
+            rows = self._of_all(f).double()
+            apart += float((rows - rows.mean(dim=0)).square().sum())
+            size += float(rows.square().sum())
+        return math.sqrt(apart / size) if size else 0.0
+
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Within the block the model holds `consensus()`, which is what should be evaluated and shipped."""
+        """Within the block the model holds `consensus()`, which is what should be evaluated and shipped.
+
+        Within an island all its members enter and leave it together.
+        """
         live = [self._fragments.gather(f) for f in range(self._fragments.count)]
-        for f, vector in enumerate(self.consensus()):
-            self._fragments.scatter(f, vector)
+        self.take_consensus()
         try:
             yield
         finally:
             for f, vector in enumerate(live):
                 self._fragments.scatter(f, vector)
 
-    def _mean_of_all(self, vector: Tensor) -> Tensor:
+    def take_consensus(self) -> None:
+        """Leave the model holding `consensus()`, for good; local steps since the last round are given up."""
+        for f, vector in enumerate(self.consensus()):
+            self._fragments.scatter(f, vector)
+
+    def _of_all(self, fragment: int) -> Tensor:
+        """All members' parameters of a fragment, in order of rank.  float32 [members, n], on the CPU"""
+        vector = self._fragments.gather(fragment)
         header = Header(sender=self._link.rank, context=self._terms.context)
         packet = Packet("fp32", vector.numel(), {"value": vector}, header)
         layout: Layout = {"value": (torch.float32, vector.numel())}
         found = gather_packets(
             self._link.open("consensus"), self._link.rank, self._link.members, packet, layout, "the consensus model"
         )
-        return torch.stack([packet.fields["value"] for packet in found.values()]).mean(dim=0).to(vector.device)
+        return torch.stack([packet.fields["value"].cpu() for packet in found.values()])
 
     # --- state ---------------------------------------------------------------------------------------------------
 
@@ -307,6 +371,7 @@ class Synchronizer:
             "answers": dict(self._plan.answers()),
             "rank": self._link.rank,
             "members": len(self._link.members),
+            "shards": self._shards,
             "step": self.step,
             "made": self._made,
             "pacing": pack_pacing(self._pacing, self._asked, rescue=rescue),
@@ -331,6 +396,12 @@ class Synchronizer:
                 expected=f"{wrong[0]} {self._plan.answers()[wrong[0]]}",
                 mend="resume with the method of the checkpoint, or start anew from its weights",
             )
+        if state.get("shards", "") != self._shards:
+            raise ConfigError(
+                f"the saved state is of {state.get('shards') or 'a whole model'}",
+                expected=self._shards or "a state of a whole model",
+                mend="give every member the state that it saved, on as many members an island, sharded as before",
+            )
         self.step = state["step"]
         self._enter_phase(self._plan.at(max(1, self.step)))
         self._samples, self._counts_samples = state["samples"], state["counts_samples"]
@@ -341,6 +412,9 @@ class Synchronizer:
         self._states = [unpack_state(saved, self._fragments.device) for saved in state["fragments"]]
         self._under_way = [unpack_under_way(saved, self._fragments.device) for saved in state["under_way"]]
         self._carry(what_is_ours(state, self._method, self._link))
+        if self._island is not None and not self._island.all_of(self._asked is not None):
+            self._asked = None  # lost with a member, by some parts of the island
+        self._agree_within({"step": str(self.common_step), "state.committed": str(self.committed)})
         if not is_ours(state, self._link):
             self._states = [without_own(state) for state in self._states]
         context = agree(self._link, {**self._shared_facts(), "step": str(self.common_step)})
@@ -354,7 +428,7 @@ class Synchronizer:
 
     def _shared_facts(self) -> dict[str, str]:
         """What all members must hold alike to go on together; who was lost in mid-round may be a round behind."""
-        if not self._method.topology.consensus:
+        if not (self._method.topology.consensus and all(map(self._is_common, self._states))):
             return {}
         gradient = self._method.payload.kind == "gradient"
         facts = {}
@@ -522,6 +596,7 @@ class Synchronizer:
         under_way, self._states[fragment] = rounds.begin(
             method, self._terms, self._link, fragment, step, live, x, self._weight(fragment), state,
             how=self._how[fragment], shared=self._shared(fragment, state), counted=(self._made, self._samples),
+            island=self._island,
         )  # fmt: skip
         if self._pacer is not None:
             self._tell(step, x, under_way.round)
@@ -557,14 +632,16 @@ class Synchronizer:
             self._merge(fragment, Mine(live, live, fresh=x, members=len(self._link.members)))
         else:
             x = self._finish(entry, x)
-        if finite(x):  # else this member sends nothing, and owes what it did
+        if self._is_finite(x):  # else this member sends nothing, and owes what it did
             self._states[fragment] = replace(self._states[fragment], owed=x.new_zeros(0))
         return x
 
     def _exchange_buffers(self, number: int) -> Handle[BufferRows]:
-        ranks = rounds.witnesses(self._method, self._link, self._terms.key(number, 0))
+        route = rounds.route_of(self._method, self._terms, self._link, 0, number)
+        ranks = rounds.witnesses(self._method, self._link, route)
         header = Header(round=number, sender=self._link.rank, context=self._terms.context)
-        return self._buffers.exchange(self._link, ranks, header)
+        to = route.to if isinstance(route, Neighbours) else None
+        return self._buffers.exchange(self._link, ranks, header, to=to)
 
     def _tell(self, step: int, x: Tensor, number: int) -> None:
         """Tell all members what the pace to come depends on."""
@@ -579,6 +656,8 @@ class Synchronizer:
         if self._asked is None:  # what was told was lost with a member, and the run went on from there
             return
         told, self._asked = self._asked.wait(), None
+        if self._island is not None:
+            told = self._island.told(told)
         update2 = 0.0 if combined.update is None else float(combined.update.square().sum())
         last = (combined.job_s, self._pacing.size2 if took_part else -1.0, update2)
         self._pacing = replace(self._pacing, last=last, decided=pacer.decide(self._pacing.pace, told))
@@ -589,7 +668,7 @@ class Synchronizer:
 
     def _shared(self, fragment: int, state: FragmentState) -> Tensor | None:
         """What the verdict compares beside the result, if it is this round's turn."""
-        if not self._method.topology.consensus or len(self._link.members) == 1:
+        if not self._method.topology.consensus or not self._is_common(state) or len(self._link.members) == 1:
             return None
         gradient = self._method.payload.kind == "gradient"
         every = max(_COMPARE_GRADIENT_STEPS if gradient else 1, self._fragments.sizes[fragment] // _COMPARE_ELEMENTS)
@@ -609,7 +688,9 @@ class Synchronizer:
         buffers = None if rows is None else rows.wait()
         arrived = self._link.now()
         self._under_way.remove(entry)
-        due = rounds.witnesses(self._method, self._link, self._terms.key(under_way.round, fragment))
+        route = rounds.route_of(self._method, self._terms, self._link, fragment, under_way.round)
+        witnesses = rounds.witnesses(self._method, self._link, route)
+        due = tuple(rank for rank in witnesses if rank not in combined.damaged)
         state, outcome = rounds.finish(
             self._outers[fragment], under_way, combined, self.step, self._states[fragment], due, self._lr()
         )
@@ -621,7 +702,7 @@ class Synchronizer:
             self._counted[fragment] = under_way.counted
             self._apply(under_way, combined, outcome, fresh)
             if buffers is not None:
-                self._buffers.scatter(*average(buffers, outcome.ranks))
+                self._buffers.scatter(*average(buffers, shares(route, self._link.rank, outcome.ranks)))
             self._on_committed(outcome, state, due)
         if self._pacer is not None:
             self._decide(self._pacer, combined, took_part=self._link.rank in combined.ranks)
@@ -649,8 +730,8 @@ class Synchronizer:
         if not fresh.numel():
             self._states[fragment] = owing(state, under_way)
             return fresh
-        if finite(under_way.x):
-            if finite(fresh):
+        if self._is_finite(under_way.x):
+            if self._is_finite(fresh):
                 fresh = fresh + under_way.x
             else:  # then it waits for a round that this member has something to say in
                 self._states[fragment] = replace(state, owed=under_way.x)
@@ -664,13 +745,18 @@ class Synchronizer:
         merged, own = outer.merge(mine, state.anchor, state.own, Now(state.committed, self._lr()))
         if not mine.fresh.numel() and back_to_back(self._method.schedule):  # nothing begins: local steps stay
             merged = merged + (mine.live - mine.sent)
-        if back_to_back(self._method.schedule) and not (finite(mine.fresh) and finite(merged)):
+        if back_to_back(self._method.schedule) and not self._is_finite(mine.fresh, merged):
             self._start_over(fragment)
             return
         self._fragments.scatter(fragment, merged)
         self._states[fragment] = replace(state, own=own)
         if outer.restarts:
             self._forget(fragment)
+
+    def _is_finite(self, *vectors: Tensor) -> bool:
+        """Whether they are, on all members of an island."""
+        healthy = all(finite(vector) for vector in vectors)
+        return healthy if self._island is None else self._island.all_of(healthy)
 
     def _start_over(self, fragment: int) -> None:
         """Take the common model with a fresh inner state: this member's own values are not finite."""
@@ -684,7 +770,7 @@ class Synchronizer:
         named = dict(self._model.named_parameters())
         for name in self._fragments.names(fragment):
             for optimizer in self._optimizers:
-                optimizer.state.pop(named[name], None)
+                inner_state(optimizer).pop(named[name], None)
 
     def _apply(self, under_way: UnderWay, combined: Combined, outcome: Committed, fresh: Tensor) -> None:
         """Write the result into the model: gradients before a step, parameters after it."""
@@ -694,7 +780,8 @@ class Synchronizer:
             if self._method.payload.in_steps:
                 rates = self._rates(fragment)
                 self._fragments.scatter_gradients(fragment, (combined.update / rates).masked_fill_(rates == 0, 0.0))
-            elif combined.update.data_ptr() != under_way.live.data_ptr():  # else nobody's but its own came back
+            elif self._fragments.is_shared or combined.update.data_ptr() != under_way.live.data_ptr():
+                # else nobody's but its own came back
                 self._fragments.scatter_gradients(fragment, combined.update)
         elif self._link.rank in outcome.ranks or back_to_back(self._method.schedule):
             live, members = self._fragments.gather(fragment), len(outcome.ranks)
@@ -712,8 +799,7 @@ class Synchronizer:
         rates = [rate_of.get(id(p), 1.0) for p in parts]
         if len(set(rates)) == 1:
             return torch.tensor(rates[0], device=device)
-        pieces = zip(parts, rates, strict=True)
-        return torch.cat([torch.full((p.numel(),), rate, device=device) for p, rate in pieces])
+        return self._fragments.spread(fragment, rates)
 
     @property
     def _scales_gradients(self) -> bool:
@@ -801,6 +887,34 @@ def _check_parameters(model: nn.Module, optimizers: Sequence[torch.optim.Optimiz
             expected="optimizers over disjoint parameters",
             mend="give each parameter to one of them",
         )
+
+
+def _check_island(model: nn.Module, plan: Method | Phases, island: Island | None) -> None:
+    """A model that several processes have only together, or keep alike, wants to know them."""
+    sharded = any(is_dtensor(p) for p in model.parameters())
+    replicated = any(isinstance(module, nn.parallel.DistributedDataParallel) for module in model.modules())
+    if island is None and (sharded or replicated):
+        told = "has parameters sharded over processes" if sharded else "is averaged over processes in every step (DDP)"
+        raise ConfigError(
+            f"this {type(model).__name__} {told}, and the link knows no island of them",
+            expected="a link that knows who holds the model with this member: they leave out a round together",
+            mend='mesh = init_device_mesh("cpu", (islands, members), mesh_dim_names=("across", "within")), then '
+            'thinwire.join(across=mesh["across"], within=mesh["within"])',
+        )
+    for method in (plan.first, plan.then) if isinstance(plan, Phases) else (plan,):
+        if island is not None and method.aggregator.needs == "rows":
+            raise ConfigError(
+                f"aggregator {method.aggregator!r} within an island: each part of the model would choose for itself",
+                expected="a rule that goes by coordinates, whose choice on a part is that on the whole",
+                mend="use Mean(), Median() or TrimmedMean(...) with islands",
+            )
+
+
+def _shards(model: nn.Module, inner: Link) -> str:
+    """Which part of its island's model a member has, in words."""
+    place = f"part {inner.rank + 1} of {len(inner.members)} of an island's model"
+    found = layout(model)
+    return f"{place} ({found})" if found else place
 
 
 def _check_momentum(optimizer: torch.optim.Optimizer, plan: Method | Phases) -> None:

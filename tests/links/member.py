@@ -14,6 +14,7 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / 
 
 import thinwire  # noqa: E402
 from small import adamw, batch, loss_of, make_model, train  # noqa: E402
+from thinwire.codecs import int8  # noqa: E402
 
 
 def every_method(link):
@@ -92,6 +93,24 @@ def _to_all(link, channel, number, times=1, log=None):
         return {rank: buffer.item() for rank, buffer in arrived.items()}
 
     return link.spawn(job, f"job {number}")
+
+
+def asynchronous(link):
+    """Pushes as they come, member 1 more slowly, until all have made thirty; overlapped with local steps."""
+    model = make_model()
+    optimizer = adamw(model)
+    options = {"every": 4, "overlap": 2, "until": 30, "codec": int8}
+    with thinwire.asynchronous(model, optimizer, link, **options) as sync:
+        while not sync.over:
+            loss_of(model, *batch(sync.step, link.rank)).backward()
+            if link.rank == 1:
+                time.sleep(0.01)
+            optimizer.step()
+            optimizer.zero_grad()
+        sync.finish()
+        live = torch.cat([p.detach().flatten() for p in model.parameters()])
+        loss = loss_of(model, *batch(10_000, 99, 200)).item()
+        return {"live": live, "log": [(p.member, p.staleness) for p in sync.log], "loss": loss, "pushes": sync.pushes}
 
 
 def odd_weights(link):

@@ -63,6 +63,16 @@ def test_every_method_gives_the_bits_of_the_local_link(tmp_path):
 
 
 @pytest.mark.slow
+def test_asynchronous_pushes_arrive_as_they_come_and_all_end_with_one_model(tmp_path):
+    results, _ = members("asynchronous", tmp_path)
+    assert all(torch.equal(each["live"], results[0]["live"]) for each in results)
+    assert {member for member, _ in results[0]["log"]} == {0, 1, 2}
+    assert 30 <= len(results[0]["log"]) <= 36, "and the last of those under way"
+    assert len(results[0]["log"]) == sum(each["pushes"] for each in results)
+    assert results[0]["loss"] < 1.2, "1.6 before"
+
+
+@pytest.mark.slow
 def test_a_member_that_dies_in_mid_round_is_named_and_nothing_committed_is_lost(tmp_path):
     results, _ = members("dies_in_round", tmp_path, expect={1: 9})
     for rank in (0, 2):

@@ -18,6 +18,7 @@ from thinwire.lab import Abilities, abilities
 
 #: Extra of the installation -> modules it brings.
 EXTRAS: dict[str, tuple[str, ...]] = {
+    "decentralized": ("scipy", "cvxpy"),
     "entropy": ("constriction",),
     "images": ("sklearn",),
     "hf": ("transformers", "peft", "datasets", "tokenizers"),

@@ -7,18 +7,22 @@ gives the same bits every time. Jobs beside the compute (`spawn`) are actors lik
 
 A message of b bytes leaves when the sender's up-link is free and takes 8b/up_rate there, travels for the latency, and
 takes 8b/down_rate on the receiver's down-link, which it shares with the other messages to that receiver, first come
-first served. Framing (TCP, IP, Ethernet: about 5 % at full frames) is not simulated. Encoding and decoding cost no
-simulated time.
+first served: whose first bit is there earlier goes first. Framing (TCP, IP, Ethernet: about 5 % at full frames) is not
+simulated. Encoding and decoding cost no simulated time.
 """
 
 from __future__ import annotations
 
+import heapq
+import itertools
+import math
 import random
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import NormalDist
 from typing import Generic, TypeVar, cast
 
 import numpy as np
@@ -28,8 +32,12 @@ from torch import Tensor
 from thinwire.errors import ConfigError, PeerLost
 from thinwire.links.base import Link
 from thinwire.links.meter import Meter
+from thinwire.randomness import mix
 
 T = TypeVar("T")
+
+_Address = tuple[int, int, int, int]  # channel, turn, from, to
+_NORMAL = NormalDist()
 
 
 @dataclass(frozen=True)
@@ -37,14 +45,17 @@ class Network:
     """What is simulated. A single number holds for every member, a sequence gives one for each.
 
     up_bits_per_s, down_bits_per_s  None is unlimited
-    latency_s                       one way, on top of the transmission
+    latency_s                       one way, on top of the transmission; of unlike members the mean of both ends'
+    jitter                          sigma of a log-normal factor on the latency, drawn anew for every message from its
+                                    address: its median is 1, and the same call draws the same
     step_s                          cost of one local step
     patience_s                      simulated seconds a member waits for a message before its peer counts as lost
     """
 
     up_bits_per_s: float | Sequence[float] | None = None
     down_bits_per_s: float | Sequence[float] | None = None
-    latency_s: float = 0.0
+    latency_s: float | Sequence[float] = 0.0
+    jitter: float = 0.0
     step_s: float | Sequence[float] = 0.0
     patience_s: float = 24 * 3600.0
 
@@ -65,17 +76,27 @@ def alone() -> Link:
 
 
 class _Actor:
-    """A thread that takes turns. `ready_at` is when it may go on; None while it waits for something."""
+    """A thread that takes turns."""
 
-    def __init__(self, rank: int, time_s: float, number: int, main: bool) -> None:
-        self.rank, self.time_s, self.number, self.main = rank, time_s, number, main
+    def __init__(self, rank: int, time_s: float, number: int) -> None:
+        self.rank, self.time_s, self.number = rank, time_s, number
         self.turn = threading.Semaphore(0)
-        self.ready_at: float | None = time_s
-        self.deadline_s = float("inf")
+        self.deadline_s = math.inf
         self.waits_for: Callable[[], float | None] = lambda: None  # when it can go on, None: not yet
+        self.missing = 0  # messages that it waits for and nobody has sent
         self.timed_out = False
         self.ended = False
         self.random = _RandomState()
+
+
+@dataclass
+class _Message:
+    """In the mail. `due` is when its last bit is there, once it has landed."""
+
+    address: _Address
+    buffer: Tensor
+    due: float
+    landed: bool = False
 
 
 class _RandomState:
@@ -96,12 +117,16 @@ class _Simulation:
         self.up_rate = _each(network.up_bits_per_s, members)
         self.down_rate = _each(network.down_bits_per_s, members)
         self.step_s = [seconds or 0.0 for seconds in _each(network.step_s, members)]
-        self.latency_s, self.patience_s = network.latency_s, network.patience_s
+        self.latency_s = [seconds or 0.0 for seconds in _each(network.latency_s, members)]
+        self.jitter, self.patience_s = network.jitter, network.patience_s
         self.up_free = [0.0] * members
         self.down_free = [0.0] * members
-        self.mail: dict[tuple[int, int, int, int], tuple[float, Tensor]] = {}  # channel, turn, from, to -> due, buffer
+        self.mail: dict[_Address, _Message] = {}
+        self.awaited: dict[_Address, _Actor] = {}  # who waits for a message that has not landed
         self.left: dict[int, tuple[str, float]] = {}  # rank -> why it ended, and when
-        self.actors: list[_Actor] = []
+        self.numbers = itertools.count()
+        self.events: list[tuple[float, int, _Actor | _Message]] = []  # a heap: when, order of starting, who goes on
+        self.waiting: dict[int, _Actor] = {}  # by number
         self.local = threading.local()
         self.all_ended = threading.Event()
         self.errors: list[BaseException] = []
@@ -111,7 +136,7 @@ class _Simulation:
 
     def run(self, work: Callable[[Link], T]) -> list[T]:
         callers = _RandomState()
-        jobs = [self.start(rank, 0.0, self._member_job(rank, work), main=True) for rank in self.members]
+        jobs = [self.start(rank, 0.0, self._member_job(rank, work)) for rank in self.members]
         self._next()
         while not self.all_ended.wait(timeout=0.2):  # a time limit keeps the main thread open to Ctrl-C
             pass
@@ -133,13 +158,15 @@ class _Simulation:
                 raise
             finally:
                 self.left[rank] = why, self.me.time_s
+                for actor in list(self.waiting.values()):
+                    self._ask(actor)
 
         return job
 
-    def start(self, rank: int, time_s: float, job: Callable[[], T], *, main: bool) -> _Job[T]:
+    def start(self, rank: int, time_s: float, job: Callable[[], T]) -> _Job[T]:
         """A new actor; it runs when its turn comes."""
-        actor = _Actor(rank, time_s, len(self.actors), main)
-        self.actors.append(actor)
+        actor = _Actor(rank, time_s, next(self.numbers))
+        heapq.heappush(self.events, (time_s, actor.number, actor))
         handle = _Job[T](self, actor)
 
         def body() -> None:
@@ -150,11 +177,14 @@ class _Simulation:
                 handle.value = job()
             except BaseException as error:
                 handle.error = error
-            actor.ended, actor.ready_at = True, None
+            actor.ended = True
+            for each in handle.waiters:
+                self._ask(each)
             self._next()
 
         thread = threading.Thread(target=body, name=f"member {rank}", daemon=True)
-        self.threads = [each for each in self.threads if each.is_alive()]
+        if len(self.threads) > 2 * len(self.events) + 2 * len(self.waiting) + 64:
+            self.threads = [each for each in self.threads if each.is_alive()]
         self.threads.append(thread)
         thread.start()
         return handle
@@ -168,25 +198,35 @@ class _Simulation:
         actor.turn.release()
 
     def _choose(self) -> _Actor | None:
-        waiting = [actor for actor in self.actors if not actor.ended]
-        self.actors = [actor for actor in self.actors if not actor.ended]
-        for actor in waiting:
-            if actor.ready_at is None:
-                actor.ready_at = actor.waits_for()
-        runnable = [actor for actor in waiting if actor.ready_at is not None]
-        if not runnable:  # everybody waits for somebody: the first time limit to run out decides
-            if not waiting:
-                return None
-            late = min(waiting, key=lambda actor: (actor.deadline_s, actor.number))
-            late.timed_out, late.ready_at = True, late.deadline_s
-            return late
-        return min(runnable, key=lambda actor: (actor.ready_at or 0.0, actor.number))
+        while self.events:
+            at, _, event = heapq.heappop(self.events)
+            if isinstance(event, _Actor):
+                event.time_s = max(event.time_s, at)
+                return event
+            self._land(event, at)
+        if not self.waiting:
+            return None
+        # Everybody waits for somebody: the first time limit to run out decides.
+        actor = min(self.waiting.values(), key=lambda actor: (actor.deadline_s, actor.number))
+        del self.waiting[actor.number]
+        actor.timed_out, actor.time_s = True, max(actor.time_s, actor.deadline_s)
+        return actor
+
+    def _ask(self, actor: _Actor) -> None:
+        """Something happened that may let a waiting actor go on."""
+        if actor.number in self.waiting and (at := actor.waits_for()) is not None:
+            del self.waiting[actor.number]
+            heapq.heappush(self.events, (at, actor.number, actor))
 
     def pause(self, *, until: Callable[[], float | None], limit_s: float) -> bool:
-        """Give the turn away until `until` gives a time; returns False if the time limit ran out first."""
+        """Give the turn away until `until` gives a time; returns False if the time limit ran out first.
+
+        It is asked now, when the last missing message is sent, a member ends or a job that it is a waiter of does.
+        """
         actor = self.me
-        actor.waits_for, actor.deadline_s = until, actor.time_s + limit_s
-        actor.timed_out, actor.ready_at = False, None
+        actor.waits_for, actor.deadline_s, actor.timed_out = until, actor.time_s + limit_s, False
+        self.waiting[actor.number] = actor
+        self._ask(actor)
         chosen = self._choose()
         if chosen is not actor:
             assert chosen is not None
@@ -194,8 +234,6 @@ class _Simulation:
             chosen.turn.release()
             actor.turn.acquire()
             actor.random.swap_in()
-        # Whoever gave the turn back has set it; the type checker cannot see other threads.
-        actor.time_s = max(actor.time_s, cast("float", actor.ready_at))
         return not actor.timed_out
 
     @property
@@ -207,31 +245,63 @@ class _Simulation:
 
     def send(self, channel: int, turn: int, to: int, buffer: Tensor) -> None:
         sender, now, bits = self.me.rank, self.me.time_s, 8.0 * buffer.numel()
+        address = channel, turn, sender, to
         start = max(now, self.up_free[sender])
         self.up_free[sender] = sent = start + _duration(bits, self.up_rate[sender])
-        landing = max(start + self.latency_s, self.down_free[to])
-        due = max(sent + self.latency_s, landing + _duration(bits, self.down_rate[to]))
-        self.down_free[to] = due
-        self.mail[channel, turn, sender, to] = (due, buffer.clone())
+        latency_s = self._latency_s(address)
+        message = self.mail[address] = _Message(address, buffer, sent + latency_s)
+        if self.down_rate[to] is None:
+            self._land(message, start + latency_s)
+        else:
+            heapq.heappush(self.events, (start + latency_s, next(self.numbers), message))
+
+    def _land(self, message: _Message, at: float) -> None:
+        """The first bit is at the receiver's down-link: from here on it is known when the last one will be there."""
+        to = message.address[3]
+        if (rate := self.down_rate[to]) is not None:
+            self.down_free[to] = max(at, self.down_free[to]) + 8.0 * message.buffer.numel() / rate
+            message.due = max(message.due, self.down_free[to])  # what a slow sender trickles in leaves room for others
+        message.landed = True
+        receiver = self.awaited.pop(message.address, None)
+        if receiver is not None:
+            receiver.missing -= 1
+            if not receiver.missing:
+                self._ask(receiver)
+
+    def _latency_s(self, address: _Address) -> float:
+        mean_s = (self.latency_s[address[2]] + self.latency_s[address[3]]) / 2
+        if not self.jitter or not mean_s:
+            return mean_s
+        uniform = (mix(*address) + 0.5) / 2**64
+        return mean_s * math.exp(self.jitter * _NORMAL.inv_cdf(min(max(uniform, 2**-53), 1 - 2**-53)))
 
     def receive(self, channel: int, turns: Mapping[int, int], what: str) -> dict[int, Tensor]:
-        me, senders = self.me.rank, list(turns)
-        keys = {rank: (channel, turn, rank, me) for rank, turn in turns.items()}
+        actor, mail = self.me, self.mail
+        keys = {rank: (channel, turn, rank, actor.rank) for rank, turn in turns.items()}
+        awaited = [key for key in keys.values() if not (key in mail and mail[key].landed)]
+        self.awaited.update(dict.fromkeys(awaited, actor))
+        actor.missing = len(awaited)
+
+        def unsent() -> list[int]:
+            return [rank for rank, key in keys.items() if key not in mail]
 
         def arrived() -> float | None:
-            missing = [rank for rank in senders if keys[rank] not in self.mail]
-            if not missing:
-                return max((self.mail[key][0] for key in keys.values()), default=0.0)
-            return min((self.left[rank][1] for rank in missing if rank in self.left), default=None)  # learnt at once
+            if not actor.missing:
+                return max((mail[key].due for key in keys.values()), default=0.0)
+            if not self.left:
+                return None
+            return min((self.left[rank][1] for rank in unsent() if rank in self.left), default=None)  # learnt at once
 
         in_time = self.pause(until=arrived, limit_s=self.patience_s)
-        missing = [rank for rank in senders if keys[rank] not in self.mail]
-        gone = [rank for rank in missing if rank in self.left]
-        if gone:
-            raise PeerLost(gone, during=what, why=self.left[gone[0]][0])
-        if not in_time:
-            raise PeerLost(missing, during=what, why=f"no answer within {self.patience_s:g} simulated seconds")
-        return {rank: self.mail.pop(key)[1] for rank, key in keys.items()}
+        if actor.missing:
+            for key in keys.values():
+                self.awaited.pop(key, None)
+            gone = [rank for rank in unsent() if rank in self.left]
+            if gone:
+                raise PeerLost(gone, during=what, why=self.left[gone[0]][0])
+            assert not in_time
+            raise PeerLost(unsent(), during=what, why=f"no answer within {self.patience_s:g} simulated seconds")
+        return {rank: mail.pop(key).buffer.clone() for rank, key in keys.items()}  # others may share it
 
 
 class _Job(Generic[T]):
@@ -241,6 +311,7 @@ class _Job(Generic[T]):
         self._simulation, self._actor = simulation, actor
         self.value: T | None = None
         self.error: BaseException | None = None
+        self.waiters: list[_Actor] = []
 
     def done(self) -> bool:
         return self._actor.ended and self._actor.time_s <= self._simulation.me.time_s
@@ -249,7 +320,8 @@ class _Job(Generic[T]):
         def ended() -> float | None:
             return self._actor.time_s if self._actor.ended else None
 
-        self._simulation.pause(until=ended, limit_s=float("inf"))
+        self.waiters.append(self._simulation.me)
+        self._simulation.pause(until=ended, limit_s=math.inf)
         if self.error is not None:
             raise self.error
         return cast(T, self.value)
@@ -262,8 +334,9 @@ class _LocalChannel:
         self._received: Counter[int] = Counter()
 
     def exchange(self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, int], what: str) -> dict[int, Tensor]:
-        for rank in outgoing:
-            self._simulation.send(self._number, self._sent[rank], rank, outgoing[rank])
+        copies = {id(buffer): buffer.clone() for buffer in outgoing.values()}  # one that goes to all is copied once
+        for rank, buffer in outgoing.items():
+            self._simulation.send(self._number, self._sent[rank], rank, copies[id(buffer)])
         arrived = self._simulation.receive(self._number, {rank: self._received[rank] for rank in incoming}, what)
         self._sent.update(outgoing.keys())
         self._received.update(incoming.keys())
@@ -292,14 +365,14 @@ class _LocalLink:
         return _LocalChannel(self.simulation, self.meter, number, purpose)
 
     def spawn(self, job: Callable[[], T], name: str) -> _Job[T]:
-        return self.simulation.start(self.rank, self.now(), job, main=False)
+        return self.simulation.start(self.rank, self.now(), job)
 
     def now(self) -> float:
         return self.simulation.me.time_s
 
     def local_step(self) -> None:
         due = self.now() + self.simulation.step_s[self.rank]
-        self.simulation.pause(until=lambda: due, limit_s=float("inf"))
+        self.simulation.pause(until=lambda: due, limit_s=math.inf)
 
     def close(self) -> None:
         """Nothing to give back: the simulation ends when every member has."""

@@ -39,7 +39,7 @@ _log = logging.getLogger("thinwire")
 TELL_AFTER_S = 5.0  # how long a wait stays silent
 _UNMEASURED_BYTES_PER_S = 125_000.0  # 1 Mbit/s, until something was measured
 _TELLING_BYTES = 1 << 16
-_TURNS = 1 << 10  # exchanges a channel may have before its tags run into the next channel's
+_TURNS = 1 << 10  # tags of a channel, taken in turn: two members have far fewer messages under way in it
 _TAGS = 1 << 30
 
 #: rank -> what to send or the most bytes to receive, and the tag.
@@ -63,7 +63,10 @@ def time_limit_s(payload_bytes: int, rate_bytes_per_s: float, longest_wait_s: fl
 class TorchLink:
     """A process group as a link. Made by `join`; see thinwire.links.base.Link for the contract."""
 
-    def __init__(self, group: dist.ProcessGroup, backend: str, timeout_s: float | None) -> None:
+    def __init__(
+        self, group: dist.ProcessGroup, backend: str, timeout_s: float | None, behind: TorchLink | None = None
+    ) -> None:
+        """behind: a link that others wait at while we wait for them on this one; time limits here add its longest."""
         self.rank = dist.get_rank(group)
         self.members = tuple(range(dist.get_world_size(group)))
         self.meter = Meter()
@@ -75,6 +78,7 @@ class TorchLink:
         self._opened = 0
         self._lock = threading.Lock()
         self._pace = Pace()
+        self._longest_limit_s, self._behind = 0.0, behind
         self._broken: PeerLost | None = None
         self._jobs: list[Future[object]] = []
 
@@ -120,6 +124,9 @@ class TorchLink:
         moved.update({rank: most for rank, (most, _) in incoming.items()})
         with self._lock:
             limit_s = self._timeout_s or self._pace.begin(moved)
+            if self._behind is not None:
+                limit_s += self._behind._longest_limit_s
+            self._longest_limit_s = max(self._longest_limit_s, limit_s)
         took: Mapping[int, float] = {}
         try:
             arrived, took = self._transfer(self._crew, self._group, outgoing, incoming, limit_s, what)
@@ -181,8 +188,7 @@ class _TorchChannel:
         return self._link.exchange(out, into, self._purpose, what)
 
     def _tag(self, turn: int) -> int:
-        assert turn < _TURNS
-        return (self._number * _TURNS + turn) % _TAGS
+        return (self._number * _TURNS + turn % _TURNS) % _TAGS
 
 
 class _ThreadJob(Generic[T]):

@@ -2,7 +2,21 @@
 
 from collections.abc import Callable, Mapping
 
-from thinwire.outer.base import SGD, Adam, Around, Average, Memory, Mine, Mix, Nesterov, NoStep, Now, Outer, Rebase
+from thinwire.outer.base import (
+    SGD,
+    Adam,
+    Around,
+    Average,
+    Memory,
+    Mine,
+    Mix,
+    Nesterov,
+    NoStep,
+    Now,
+    Outer,
+    Patch,
+    Rebase,
+)
 from thinwire.outer.clipped import ClippedMomentum, Gap, Penalty
 from thinwire.outer.eager import Eager
 from thinwire.outer.groups import PerGroup, per_group
@@ -18,6 +32,7 @@ OUTERS: Mapping[str, Callable[..., Outer]] = {
     "adam": Adam,
     "slowmo": SlowMo,
     "clipped_momentum": ClippedMomentum,
+    "patch": Patch,
     "mix": Mix,
     "rebase": Rebase,
     "eager": Eager,
@@ -42,6 +57,7 @@ __all__ = [
     "NoStep",
     "Now",
     "Outer",
+    "Patch",
     "Penalty",
     "PerGroup",
     "Rebase",

@@ -89,6 +89,11 @@ class Outer(ABC):
         """Whether two updates together move the anchor as they do one by one, but for what is clipped."""
         return False
 
+    @property
+    def apart(self) -> bool:
+        """Whether members' models stay apart, so that the one to evaluate and ship is their mean, not the anchor."""
+        return False
+
     def check_names(self, names: tuple[str, ...]) -> None:  # noqa: B027 (most have nothing to say)
         """Refuse a model whose parameters have these names, if names mean something and these are not meant."""
 
@@ -170,6 +175,38 @@ class SGD(Outer):
         return optimize(make, anchor, update, memory)
 
 
+@dataclass(frozen=True)
+class Patch(Outer):
+    """The mean of what was sent, where something was sent; everything else stays each member's own.
+
+    a <- a - D;   theta <- a + (theta - sent) where D or the member's own part is not 0, else theta
+
+    Source: SPARTA (thinwire.methods.sparta).
+    """
+
+    @property
+    def recalls(self) -> bool:
+        return True
+
+    @property
+    def mixes(self) -> bool:
+        return True
+
+    @property
+    def apart(self) -> bool:
+        return True
+
+    def step(self, anchor: Tensor, update: Tensor, memory: Memory, now: Now) -> tuple[Tensor, Memory]:
+        return anchor - update, memory
+
+    def merge(self, mine: Mine, anchor: Tensor, own: Memory, now: Now) -> tuple[Tensor, Memory]:
+        assert mine.update is not None
+        touched = mine.update != 0
+        if mine.counted is not None:
+            touched |= mine.counted != 0  # where both are 0, the member's parameter is the anchor already
+        return torch.where(touched, anchor + (mine.live - mine.sent), mine.live), own
+
+
 def Nesterov(lr: float = 0.7, momentum: float = 0.9) -> SGD:  # noqa: N802 (reads as the part it makes)
     """SGD with Nesterov momentum, DiLoCo's outer step (arXiv:2311.08105); momentum=0 is plain SGD."""
     return SGD(lr, momentum, nesterov=momentum > 0)
@@ -228,6 +265,10 @@ class Around(Outer):
     @property
     def linear(self) -> bool:
         return self.outer.linear
+
+    @property
+    def apart(self) -> bool:
+        return self.outer.apart
 
     def check_names(self, names: tuple[str, ...]) -> None:
         self.outer.check_names(names)

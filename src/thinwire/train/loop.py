@@ -29,6 +29,7 @@ from thinwire.synchronizer import Synchronizer, synchronize
 from thinwire.train import checkpoint
 from thinwire.train.display import Display, Silent
 from thinwire.train.history import NOT_SAVED, History, gather_json, make_record, totals
+from thinwire.train.layerwise import Optimizers
 from thinwire.train.resume import common_step, load_model, shared_settings
 from thinwire.train.rollcall import RollCall, Status
 from thinwire.train.tasks import Task
@@ -52,10 +53,10 @@ def train(
     torch.manual_seed(run.seed)
     device = device_of(run)
     model = task.model().to(device)
-    optimizer = run.optimizer.build(model.parameters())
+    optimizers = run.optimizer.build(model)
     torch.manual_seed(mix(run.seed, link.rank) >> 1)  # from here on members may draw for themselves: dropout
-    session = _Session(run, task, link, model, optimizer, display, stops, device)
-    sync = synchronize(model, optimizer, run.method.build(), link, seed=run.seed, observer=session.observe)
+    session = _Session(run, task, link, model, optimizers, display, stops, device)
+    sync = synchronize(model, optimizers, run.method.build(), link, seed=run.seed, observer=session.observe)
     with sync:
         return session.go(sync, resume)
 
@@ -64,10 +65,10 @@ class _Session:
     """One member's run."""
 
     def __init__(
-        self, run: Run, task: Task, link: Link, model: nn.Module, optimizer: torch.optim.Optimizer, display: Display,
+        self, run: Run, task: Task, link: Link, model: nn.Module, optimizers: Optimizers, display: Display,
         stops: Callable[[], bool], device: torch.device,
     ) -> None:  # fmt: skip
-        self.run, self.task, self.link, self.model, self.optimizer = run, task, link, model, optimizer
+        self.run, self.task, self.link, self.model, self.optimizers = run, task, link, model, optimizers
         self.display, self.stops, self.device = display, stops, device
         self.folder = Path(run.out)
         self.before = History()  # of earlier sessions
@@ -113,8 +114,7 @@ class _Session:
 
     def _local_step(self) -> None:
         run, step = self.run, self.sync.step
-        for group in self.optimizer.param_groups:
-            group["lr"] = run.optimizer.lr_at(step, steps=run.steps)
+        run.optimizer.set_lr(self.optimizers, step, steps=run.steps)
         parts = self.sync.parts or run.optimizer.accumulate
         total = torch.zeros((), device=self.device)
         for _ in range(parts):
@@ -129,8 +129,10 @@ class _Session:
             self.sync.count(batch.samples)
         if run.optimizer.clip_norm:
             self.sync.clip_grad_norm_(run.optimizer.clip_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
         self.losses.append(total)
 
     def _precision(self) -> contextlib.AbstractContextManager[Any]:
@@ -292,7 +294,7 @@ class _Session:
             "calls": None if rescue else self.calls.state_dict(),
             "evaluations": self.evaluations,
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "sync": self.sync.state_dict(rescue=rescue),
             "random": random,
             "losses": list(self.losses),
@@ -304,10 +306,11 @@ class _Session:
         step, owner = common_step(self.link, self.folder)
         state = checkpoint.load(self.folder, step, owner)
         load_model(self.model, state, self.run, len(self.link.members))
-        options = [{key: group[key] for key in group if key != "params"} for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state["optimizer"])
-        for group, given in zip(self.optimizer.param_groups, options, strict=True):
-            group.update(given)  # the run's own: what was asked for now holds, not what held then
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            options = [{key: group[key] for key in group if key != "params"} for group in optimizer.param_groups]
+            optimizer.load_state_dict(saved)
+            for group, given in zip(optimizer.param_groups, options, strict=True):
+                group.update(given)  # the run's own: what was asked for now holds, not what held then
         if owner != self.link.rank:  # another member's file: what was its own alone is not ours
             _log.warning("this member has no checkpoint of step %d and goes on from member %d's", step, owner)
         self.sync.load_state_dict(state["sync"])
