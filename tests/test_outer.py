@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from thinwire.errors import ConfigError
-from thinwire.outer import SGD, Adam, Average, Mix, Nesterov, NoStep, Rebase
+from thinwire.outer import SGD, Adam, Average, Mine, Mix, Nesterov, NoStep, Now, Rebase
 
 OUTERS = [
     SGD(1.0), SGD(0.5, 0.9), Nesterov(0.7, 0.9), Adam(), Mix(Nesterov(0.4, 0.9), 0.3), Rebase(SGD(0.7, 0.5)), Average(),
@@ -28,7 +28,7 @@ def vectors(count: int, n: int = 50) -> list[Tensor]:
 def run(outer, anchor: Tensor, updates: list[Tensor]) -> list[Tensor]:
     memory, anchors = {}, []
     for update in updates:
-        anchor, memory = outer.step(anchor, update, memory)
+        anchor, memory = outer.step(anchor, update, memory, Now())
         anchors.append(anchor)
     return anchors
 
@@ -80,19 +80,19 @@ def test_adam_by_hand():
 
 def test_lr_one_without_momentum_subtracts_exactly():
     start, update = vectors(2)
-    assert torch.equal(SGD(1.0).step(start, update, {})[0], start - update)
-    assert SGD(1.0).step(start, update, {})[1] == {}
+    assert torch.equal(SGD(1.0).step(start, update, {}, Now())[0], start - update)
+    assert SGD(1.0).step(start, update, {}, Now())[1] == {}
     assert Nesterov(0.7, 0) == SGD(0.7)
 
 
 @pytest.mark.parametrize("outer", OUTERS, ids=repr)
 def test_nothing_given_is_changed(outer):
     anchor, update, live, sent = vectors(4)
-    _, memory = outer.step(anchor, update, {})
+    _, memory = outer.step(anchor, update, {}, Now())
     given_ = [anchor, update, live, sent, *memory.values()]
     before = [value.clone() for value in given_]
-    again = [outer.step(anchor, update, memory) for _ in range(2)]
-    outer.merge(live, anchor, sent)
+    again = [outer.step(anchor, update, memory, Now()) for _ in range(2)]
+    outer.merge(Mine(live, sent), anchor, {}, Now())[0]
     assert all(torch.equal(value, copy) for value, copy in zip(given_, before, strict=True))
     assert torch.equal(again[0][0], again[1][0])
     assert all(torch.equal(again[0][1][name], again[1][1][name]) for name in memory)
@@ -109,33 +109,37 @@ def test_gradients_are_not_overwritten_by_batched_optimizers(monkeypatch):
 @given(seed=st.integers(0, 1000))
 def test_mix_is_exact_at_both_ends(seed):
     live, anchor, sent = torch.randn(3, 20, generator=torch.Generator().manual_seed(seed))
-    assert torch.equal(Mix(SGD(), 0.0).merge(live, anchor, sent), anchor)
-    assert torch.equal(Mix(SGD(), 1.0).merge(live, anchor, sent), live)
+    assert torch.equal(Mix(SGD(), 0.0).merge(Mine(live, sent), anchor, {}, Now())[0], anchor)
+    assert torch.equal(Mix(SGD(), 1.0).merge(Mine(live, sent), anchor, {}, Now())[0], live)
 
 
 def test_mix_and_rebase_by_hand():
     live, anchor, sent = (torch.tensor([value]) for value in (8.0, 4.0, 6.0))
-    assert Mix(SGD(), 0.25).merge(live, anchor, sent).item() == 0.25 * 8 + 0.75 * 4
-    assert Rebase(SGD()).merge(live, anchor, sent).item() == 4 + (8 - 6)
-    assert torch.equal(Rebase(SGD()).merge(live, anchor, live), anchor), "no step under way: the anchor"
-    assert Mix(Rebase(SGD()), 0.5).merge(live, anchor, sent).item() == 7, "wrappers see what the inner part gives"
+    assert Mix(SGD(), 0.25).merge(Mine(live, sent), anchor, {}, Now())[0].item() == 0.25 * 8 + 0.75 * 4
+    assert Rebase(SGD()).merge(Mine(live, sent), anchor, {}, Now())[0].item() == 4 + (8 - 6)
+    assert torch.equal(Rebase(SGD()).merge(Mine(live, live), anchor, {}, Now())[0], anchor), (
+        "no step under way: the anchor"
+    )
+    assert Mix(Rebase(SGD()), 0.5).merge(Mine(live, sent), anchor, {}, Now())[0].item() == 7, (
+        "wrappers see what the inner part gives"
+    )
 
 
 @pytest.mark.parametrize("wrapper", [Mix, Rebase])
 def test_wrappers_step_as_the_part_inside(wrapper):
     anchor, update = vectors(2)
     inner = Nesterov(0.3, 0.5)
-    assert torch.equal(wrapper(inner).step(anchor, update, {})[0], inner.step(anchor, update, {})[0])
+    assert torch.equal(wrapper(inner).step(anchor, update, {}, Now())[0], inner.step(anchor, update, {}, Now())[0])
     assert wrapper(inner).accepts == inner.accepts == "delta"
     assert wrapper(Average()).accepts == "parameters"
 
 
 def test_average_and_no_step():
     anchor, update, live = vectors(3)
-    assert torch.equal(Average().step(anchor, update, {})[0], update)
-    assert torch.equal(Average().merge(live, anchor, live), anchor)
-    assert torch.equal(NoStep().step(anchor, update, {})[0], anchor)
-    assert torch.equal(NoStep().merge(live, anchor, live), live)
+    assert torch.equal(Average().step(anchor, update, {}, Now())[0], update)
+    assert torch.equal(Average().merge(Mine(live, live), anchor, {}, Now())[0], anchor)
+    assert torch.equal(NoStep().step(anchor, update, {}, Now())[0], anchor)
+    assert torch.equal(NoStep().merge(Mine(live, live), anchor, {}, Now())[0], live)
 
 
 @pytest.mark.parametrize(

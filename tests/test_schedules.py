@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thinwire.errors import ConfigError
-from thinwire.schedules import Every
+from thinwire.schedules import At, Every, Once
 
 schedules = st.integers(1, 40).flatmap(lambda steps: st.builds(Every, st.just(steps), st.integers(0, steps - 1)))
 fragments = st.integers(1, 12)
@@ -47,10 +47,25 @@ def test_more_fragments_than_steps_share_steps():
     assert [Every(2).begins(step, 5) for step in (1, 2, 3, 4)] == [(0, 1, 2, 3), (4,), (0, 1, 2, 3), (4,)]
 
 
+def test_at_is_those_steps_and_no_other():
+    at = At((3, 5, 9))
+    assert [step for step in range(20) if at.begins(step, 2)] == [3, 5, 9]
+    assert at.begins(5, 3) == (0, 1, 2)
+    assert (at.period, at.overlap) == (2, 0)
+    assert Once(7) == At((7,))
+    assert Once(7).period == 7
+
+
+@pytest.mark.parametrize("steps", [(), (0,), (3, 3), (5, 3)])
+def test_steps_that_are_none_are_refused(steps):
+    with pytest.raises(ConfigError, match=r"rounds at the steps \(.*\)\n.*in ascending order\n.*or Once\(1000\) for"):
+        At(steps)
+
+
 def test_refusals():
     with pytest.raises(ConfigError, match=r"a round every 0 steps\n.*every 1 step or more\n.*every=1 is every step"):
         Every(0)
-    with pytest.raises(ConfigError, match=r"overlap of 4 steps with a round every 4\n.*from 0 to 3: .*\n.*lower the"):
-        Every(4, overlap=4)
+    with pytest.raises(ConfigError, match=r"overlap of 5 steps with a round every 4\n.*from 0 to 4: .*\n.*lower the"):
+        Every(4, overlap=5)
     with pytest.raises(ConfigError, match="overlap of -1"):
         Every(4, overlap=-1)

@@ -20,24 +20,39 @@ if TYPE_CHECKING:
     )
     from thinwire.handshake import broadcast
     from thinwire.links.joining import join
-    from thinwire.links.local import Network, run
+    from thinwire.links.local import run
+    from thinwire.links.network import Network
     from thinwire.method import Method, Phases
     from thinwire.methods import (
+        co2,
+        delayed,
+        demo,
         dgc,
         diloco,
+        eager,
         every_step,
         fedavg,
         flasc,
+        gossip,
+        late_budget,
+        late_merge,
         local_sgd,
+        muloco,
+        noloco,
         one_bit_adam,
         post_local_sgd,
         sign_sgd,
+        slowmo,
+        sparse_loco,
+        sparta,
         streaming_diloco,
     )
+    from thinwire.pushes import Asynchronous, DelayedNesterov, asynchronous
     from thinwire.synchronizer import Synchronizer, synchronize
 
 #: Public names and where they live; loaded when they are asked for, so that `thinwire --version` need not load torch.
 _PLACES = {
+    "pushes": ["Asynchronous", "DelayedNesterov", "asynchronous"],
     "errors": [
         "ConfigError",
         "DivergedError",
@@ -48,19 +63,32 @@ _PLACES = {
         "ThinwireError",
     ],
     "handshake": ["broadcast"],
-    "links.local": ["Network", "run"],
+    "links.local": ["run"],
+    "links.network": ["Network"],
     "links.joining": ["join"],
     "method": ["Method", "Phases"],
     "methods": [
+        "co2",
+        "delayed",
+        "demo",
         "dgc",
         "diloco",
+        "eager",
         "every_step",
         "fedavg",
         "flasc",
+        "gossip",
+        "late_budget",
+        "late_merge",
         "local_sgd",
+        "muloco",
+        "noloco",
         "one_bit_adam",
         "post_local_sgd",
         "sign_sgd",
+        "slowmo",
+        "sparta",
+        "sparse_loco",
         "streaming_diloco",
     ],
     "synchronizer": ["Synchronizer", "synchronize"],
@@ -70,7 +98,9 @@ _ROOMS = ("hooks",)
 _MODULES = {name: module for module, names in _PLACES.items() for name in names}
 
 __all__ = [
+    "Asynchronous",
     "ConfigError",
+    "DelayedNesterov",
     "DivergedError",
     "LinkError",
     "Method",
@@ -82,19 +112,32 @@ __all__ = [
     "Synchronizer",
     "ThinwireError",
     "__version__",
+    "asynchronous",
     "broadcast",
+    "co2",
+    "delayed",
+    "demo",
     "dgc",
     "diloco",
+    "eager",
     "every_step",
     "fedavg",
     "flasc",
+    "gossip",
     "hooks",
     "join",
+    "late_budget",
+    "late_merge",
     "local_sgd",
+    "muloco",
+    "noloco",
     "one_bit_adam",
     "post_local_sgd",
     "run",
     "sign_sgd",
+    "slowmo",
+    "sparse_loco",
+    "sparta",
     "streaming_diloco",
     "synchronize",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -17,7 +19,8 @@ class Buffers:
     """A model's persistent buffers, such as the statistics of batch normalisation.
 
     The rule: with every round of fragment 0, floating-point buffers become the mean over the members that take part
-    and integer buffers (counters) the maximum. Always at full precision, whatever the codec.
+    and integer buffers (counters) the maximum. Always at full precision, whatever the codec. In a graph that is over
+    the member's neighbours, and the mean is weighted as that of the parameters.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -51,15 +54,17 @@ class Buffers:
             for buffer, piece in zip(buffers, values.split_with_sizes([b.numel() for b in buffers]), strict=True):
                 buffer.copy_(piece.view_as(buffer))
 
-    def exchange(self, link: Link, ranks: tuple[int, ...], header: Header) -> Handle[BufferRows]:
-        """Tell them to `ranks` and hear theirs, beside the compute."""
+    def exchange(
+        self, link: Link, ranks: tuple[int, ...], header: Header, *, to: tuple[int, ...] | None = None
+    ) -> Handle[BufferRows]:
+        """Tell them to `ranks` (or to `to`) and hear those of `ranks`, beside the compute."""
         floats, counts = self.gather()
         packet = Packet("buffers", 0, {"floats": floats, "counts": counts}, header)
         layout: Layout = {"floats": (floats.dtype, floats.numel()), "counts": (torch.int64, counts.numel())}
         channel, what = link.open("buffers"), f"buffers of round {header.round}"
 
         def job() -> BufferRows:
-            found = gather_packets(channel, link.rank, ranks, packet, layout, what)
+            found = gather_packets(channel, link.rank, ranks, packet, layout, what, to=to)
             # Copies: fields are views of one buffer, and torch.save refuses views of unlike types.
             return {
                 rank: (each.fields["floats"].clone(), each.fields["counts"].clone()) for rank, each in found.items()
@@ -68,12 +73,14 @@ class Buffers:
         return link.spawn(job, what)
 
 
-def average(rows: BufferRows, ranks: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Means and maxima over the members that took part, in ascending order of rank."""
-    floats = torch.stack([rows[rank][0] for rank in ranks])
-    counts = torch.stack([rows[rank][1] for rank in ranks])
+def average(rows: BufferRows, weights: Mapping[int, float]) -> tuple[Tensor, Tensor]:
+    """Weighted means, and maxima, over the members that took part, in ascending order of rank."""
+    ranks = sorted(weights)
     # In float64 a sum of equal float32 values is exact: a buffer that is a constant stays what it is.
-    return floats.double().mean(dim=0), counts.amax(dim=0) if counts.numel() else counts[0]
+    floats = torch.stack([rows[rank][0].double() * weights[rank] for rank in ranks])
+    counts = torch.stack([rows[rank][1] for rank in ranks])
+    mean = floats.sum(dim=0) / sum(weights[rank] for rank in ranks)
+    return mean, counts.amax(dim=0) if counts.numel() else counts[0]
 
 
 def _joined(buffers: list[Tensor], dtype: torch.dtype) -> Tensor:

@@ -2,7 +2,7 @@
 
 A round follows its route: a group combines directly (ways.py), a tree of islands group by group. What feedback and
 stages remember goes in and comes out, and takes effect only if the verdict at the end finds that all members hold the
-same result.
+same result. In a graph each member ends with a result of its own: it hears its neighbours, and waits for nobody else.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from thinwire.fragments import digest
 from thinwire.links.base import Channel
 from thinwire.packet import Flag, Kind, Layout, Packet, check, read, wire_bytes
 from thinwire.randomness import mix
-from thinwire.topologies import Group, Route, Tree
-from thinwire.ways import Exchange, Leg, Outcome, Work, carry, decode_all, merge, others_of, rows_of
+from thinwire.routes import Group, Neighbours, Route, Tree
+from thinwire.ways import Exchange, Leg, Outcome, Work, carry, decode_all, merge, mingle, others_of, rows_of
 
 _log = logging.getLogger("thinwire")
 
@@ -62,7 +62,9 @@ class Combined:
     update      [n], or None if the round is not to be committed
     carried     to be remembered if it is
     ranks       members that took part with finite values
+    counted     [n] what was counted as this member's, as others read it; None if nothing, or if nobody asked
     reason      why it is not to be committed
+    damaged     a graph's neighbours that were left out because their packets were damaged
     encode_s, job_s  seconds spent encoding, decoding and merging; from first to last
     """
 
@@ -70,12 +72,14 @@ class Combined:
     carried: Carried
     ranks: tuple[int, ...] = ()
     reason: str = ""
+    counted: Tensor | None = None
     encode_s: float = 0.0
     job_s: float = 0.0
+    damaged: tuple[int, ...] = ()
 
 
 def combine(ex: Exchange, x: Tensor, weight: float, carried: Carried, shared: Tensor | None) -> Combined:
-    """A member's whole round, from its vector to a result that all witnesses hold. Runs beside the compute.
+    """A member's whole round, from its vector to a result that all witnesses hold, or its own. Runs beside the compute.
 
     x        [n] what this member sends; if it is not finite the member abstains, and takes part without it
     weight   of the contribution; with 0 it is left out, though the member takes part
@@ -84,26 +88,41 @@ def combine(ex: Exchange, x: Tensor, weight: float, carried: Carried, shared: Te
     raises   PeerLost, StateMismatch; a round that failed without a loss of members comes back with `update=None`
     """
     start = ex.now()
-    abstains = not _finite(x)
+    abstains = not finite(x)
     weight = weight if ex.aggregator.weighs else 1.0
     if abstains:
         x = torch.zeros_like(x)
+    if isinstance(ex.route, Neighbours):
+        return replace(_in_graph(ex, ex.route, x, abstains, carried), job_s=ex.now() - start)
     reasons: list[str] = []
     coding_s = 0.0
     for _ in range(_ATTEMPTS):
         work = Work(ex)
         began = ex.now()
-        update, after = _along(work, ex.route, x, weight, abstains, carried)
+        update, counted, after = _along(work, ex.route, x, weight, abstains, carried)
         work.coding_s += ex.now() - began
         coding_s += work.coding_s
         present = _verdict(work, update, shared, abstains)
         if present is not None:
             ended = _ended(ex, update, carried, after, present)
-            return replace(ended, encode_s=coding_s, job_s=ex.now() - start)
+            return replace(ended, counted=counted, encode_s=coding_s, job_s=ex.now() - start)
         reasons = work.faults or ["another member received a damaged packet"]
         _log.warning("%s: sent again, because of %s", ex.what, "; ".join(reasons))
     reason = f"given up after {_ATTEMPTS} attempts: " + "; ".join(reasons)
     return Combined(None, carried, reason=reason, encode_s=coding_s, job_s=ex.now() - start)
+
+
+def _in_graph(ex: Exchange, route: Neighbours, x: Tensor, abstains: bool, carried: Carried) -> Combined:
+    """A round among neighbours. A damaged packet is not sent again: nobody but its receiver knows, or waits."""
+    assert isinstance(ex.how, Codec), "what else there is is refused when it is composed"
+    work, began = Work(ex), ex.now()
+    found = mingle(work, route, Leg(ex.how, ex.aggregator, x, 1.0, abstains, ex.key))
+    coding_s = work.coding_s + ex.now() - began
+    if work.faults:
+        _log.warning("%s: left out, its weight going to this member: %s", ex.what, "; ".join(work.faults))
+    if found.combined is None:
+        return Combined(None, carried, reason=NOBODY_FINITE, encode_s=coding_s, damaged=found.damaged)
+    return Combined(found.combined, carried, found.present, encode_s=coding_s, damaged=found.damaged)
 
 
 def _ended(ex: Exchange, update: Tensor | None, before: Carried, after: Carried, present: tuple[int, ...]) -> Combined:
@@ -115,29 +134,36 @@ def _ended(ex: Exchange, update: Tensor | None, before: Carried, after: Carried,
     shared = before.shared
     if isinstance(ex.how, Feedback):
         update, shared = ex.how.receive(update, shared, ex.how.share(present, ex.witnesses))
-    if len(present) > 1 and not _finite(update):
+    if len(present) > 1 and not finite(update):
         return Combined(None, before, reason=OVERFLOW)
     return Combined(update, replace(after, shared=shared), present)
 
 
 def _along(
     work: Work, route: Route, x: Tensor, weight: float, abstains: bool, carried: Carried
-) -> tuple[Tensor | None, Carried]:
-    """Follow a route. The result is None if a packet was damaged or nobody contributed."""
+) -> tuple[Tensor | None, Tensor | None, Carried]:
+    """Follow a route.
+
+    returns  what came of it, None if a packet was damaged or nobody contributed; what was counted as this member's;
+             what is carried on
+    """
     if isinstance(route, Tree):
-        return _tree(work, route, x, weight, abstains, carried)
+        update, after = _tree(work, route, x, weight, abstains, carried)
+        return update, None, after
+    assert isinstance(route, Group)
     how = work.ex.how
+    nothing = abstains or weight == 0  # of this member's is counted
     if not isinstance(how, Feedback):
-        update, _, after = _through(work, route, how, x, weight, abstains, carried, keeps=0.0)
-        return update, after
+        update, sent, after = _through(work, route, how, x, weight, abstains, carried, keeps=0.0)
+        return update, None if nothing else sent, after
     place = Place(work.ex.rank, route.ranks)
     target, held = how.prepare(x, carried.own, carried.shared, place)
     given = how.weight(place)
     weight = weight if given is None else given
     update, sent, after = _through(work, route, how.codec, target, weight, abstains, carried, keeps=how.keeps)
-    if update is None or sent is None or abstains or weight == 0:  # nothing of this member's was counted
-        return update, after
-    return update, replace(after, own=how.commit(target, held, sent))
+    if update is None or sent is None or nothing:
+        return update, None, after
+    return update, sent, replace(after, own=how.commit(target, held, sent))
 
 
 def _through(
@@ -150,7 +176,7 @@ def _through(
     What a second encoding drops is remembered of stages that are `whole`. Where members add up what was sent, other
     stages of the mean are not encoded a second time.
 
-    returns  what came of it, what was sent (if `work.ex.how` is feedback), and what is carried on but for `own`
+    returns  what came of it, what was sent (if feedback or the outer step ask), and what is carried on but for `own`
     """
     ex, dropped = work.ex, dict(carried.dropped)
     tracks = isinstance(ex.how, Feedback) and ex.how.tracks
@@ -159,7 +185,8 @@ def _through(
         rule, key = stage.rule or ex.aggregator, mix(ex.key, 5, number) if number else ex.key
         weighs = weight if rule.weighs else 1.0
         leg = Leg(
-            stage.codec, rule, stage.vector, weighs, abstains, key, tells=isinstance(ex.how, Feedback | Staged),
+            stage.codec, rule, stage.vector, weighs, abstains, key,
+            tells=ex.recalls or isinstance(ex.how, Feedback | Staged),
             keeps=keeps if stage.whole else None if tracks and stage.rule is None else 0.0,
             dropped=dropped.get(str(number)) if stage.whole else None, tracks=tracks,
         )  # fmt: skip
@@ -222,7 +249,7 @@ def _tree(
     if read_of is not None:
         rows, weights = rows_of(read_of.values(), x)
         merged, total = merge(rule, rows, weights), float(weights.sum()) if len(weights) else weight
-    update, after = _along(
+    update, _, after = _along(
         work, tree.between, torch.zeros_like(x) if merged is None else merged, total, merged is None, carried
     )
     flags = Flag.FAILED if failed or update is None else 0
@@ -286,16 +313,19 @@ def _same(digests: Mapping[int, bytes], what: str) -> None:
 
 
 def gather_packets(
-    channel: Channel, rank: int, ranks: Iterable[int], packet: Packet, layout: Layout, what: str
-) -> dict[int, Packet]:
+    channel: Channel, rank: int, ranks: Iterable[int], packet: Packet, layout: Layout, what: str, *,
+    to: Iterable[int] | None = None,
+) -> dict[int, Packet]:  # fmt: skip
     """Every rank's packet of one kind and codec, by rank.
 
     layout  an upper bound of the fields' sizes
+    to      ranks that are sent this member's, if they are not the same
     raises  PacketError, PeerLost
     """
     others = others_of(tuple(ranks), rank)
+    told = others if to is None else others_of(tuple(sorted({*to, rank})), rank)
     most = wire_bytes(packet.codec, layout)
-    arrived = channel.exchange(dict.fromkeys(others, packet.to_bytes()), dict.fromkeys(others, most), what)
+    arrived = channel.exchange(dict.fromkeys(told, packet.to_bytes()), dict.fromkeys(others, most), what)
     found = {rank: packet}
     for sender, buffer in arrived.items():
         due = replace(packet.header, sender=sender)
@@ -303,6 +333,6 @@ def gather_packets(
     return dict(sorted(found.items()))
 
 
-def _finite(x: Tensor) -> bool:
+def finite(x: Tensor) -> bool:
     """Whether all elements are. A finite sum proves it in one pass; only a sum that is not asks for a closer look."""
     return bool(x.sum().isfinite()) or bool(x.isfinite().all())

@@ -33,6 +33,8 @@ from thinwire.expressions import Words, evaluate
 from thinwire.flags import Flag, setting, split_flags
 from thinwire.options import Option, Options, about, built, check, labelled, of_dataclass, of_function, plain, read
 from thinwire.options import unknown as unknown_name
+from thinwire.outer import OUTERS
+from thinwire.pace import PACERS
 from thinwire.topologies import TOPOLOGIES
 from thinwire.train import TASKS, TaskOptions, user
 from thinwire.train import optimizer as optimizers
@@ -69,9 +71,12 @@ class MethodOptions:
             if name not in options:
                 raise unknown_name(f"method {self.name} has no option {name!r}", name, options, what="one of")
         given = {name: built(options[name], value) for name, value in self.options.items() if name not in _ANSWERS}
-        made: Method | Phases = known[self.name](**given)
         answers = {name: _answer(name, self.options[name]) for name in _ANSWERS if self.options.get(name) is not None}
-        return made.but(**answers) if answers else made
+        own = {name: answers.pop(name) for name in of_function(known[self.name]) if name in answers}
+        made: Method | Phases = known[self.name](**given, **own)
+        pacer = answers.pop("pace", None)
+        made = made.but(**answers) if answers else made
+        return made if pacer is None else made.paced(pacer)
 
 
 @dataclass(frozen=True)
@@ -133,7 +138,9 @@ class TorchLink:
 #: Answers that any method can be given otherwise than it says.
 _ANSWERS: Mapping[str, Words] = {
     "topology": Words("topology", {**TOPOLOGIES, **CODECS}, "islands(4)", "docs/architecture.md"),
+    "outer": Words("outer step", OUTERS, "nesterov(0.7, 0.9)", "docs/architecture.md"),
     "aggregator": Words("rule", AGGREGATORS, "trimmed_mean(0.2)", "docs/architecture.md"),
+    "pace": Words("pacer", PACERS, "by_link(0.2)", "docs/pace.md"),
 }
 
 LINKS: Mapping[str, type[SimulatedLink] | type[TorchLink]] = {"simulated": SimulatedLink, "torch": TorchLink}
@@ -309,10 +316,10 @@ def _method_options(name: str, methods: Methods) -> Options:
         answer: Option(answer, str | None, None, f"{words.kind} instead of the method's own: `{words.example}`")
         for answer, words in _ANSWERS.items()
     }
-    return answers | of_function(methods[name])
+    return answers | of_function(methods[name], skip=_ANSWERS)
 
 
-def _answer(name: str, text: str) -> object:
+def _answer(name: str, text: str) -> Any:
     with labelled(f"{name} {text!r}"):
         return evaluate(text, _ANSWERS[name])
 

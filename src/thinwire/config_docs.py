@@ -67,7 +67,9 @@ _OPTIMIZERS = """\
 ## [optimizer]
 
 `name` (default `AdamW`) is a class of `torch.optim` that steps without a closure. Beside the keys below, the
-class's own arguments are keys too: `weight_decay`, `betas`, `momentum`, ...
+class's own arguments are keys too: `weight_decay`, `betas`, `momentum`, ... Three treat a matrix as one thing, and have
+the keys of their function in `thinwire.train.layerwise`: `Muon` (embeddings, the head, norms and biases go to AdamW),
+`LAMB` and `LARS` (extra `optimizers`; biases and norms are left out of decay and ratio).
 """
 
 _METHODS = """\

@@ -12,10 +12,12 @@ from thinwire.codecs.base import Codec
 from thinwire.codecs.precision import FP32
 from thinwire.codecs.stages import wants_feedback
 from thinwire.errors import ConfigError
-from thinwire.outer import NoStep, Outer
+from thinwire.outer import Mine, NoStep, Now, Outer
+from thinwire.pace import Pacer
 from thinwire.payloads import Gradient, Payload
-from thinwire.schedules import Every, Schedule
-from thinwire.topologies import Everyone, Islands, Topology
+from thinwire.routes import Topology
+from thinwire.schedules import Every, Paced, Schedule, back_to_back
+from thinwire.topologies import Everyone, Islands
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +50,11 @@ class Method:
         """The codec that writes, without its memory."""
         return self.codec.codec if isinstance(self.codec, Feedback) else self.codec
 
+    @property
+    def consensus(self) -> bool:
+        """Whether a round leaves all members with one model; without, each has its own."""
+        return self.topology.consensus and not self.outer.apart
+
     def answers(self) -> dict[str, str]:
         """The six answers in words; members compare them when they meet."""
         return {
@@ -62,6 +69,16 @@ class Method:
     def at(self, step: int) -> Method:
         """The method in force for local step `step`, counted from 1."""
         return self
+
+    def paced(self, pacer: Pacer) -> Method:
+        """The same method, with the time between rounds or the work for each decided anew after every round."""
+        if not isinstance(self.schedule, Every):
+            raise ConfigError(
+                f"pacer {pacer!r} with schedule {self.schedule!r}",
+                expected="a schedule of rounds at even distances to begin with",
+                mend="Every(...)",
+            )
+        return self.but(schedule=Paced(self.schedule, pacer))
 
     def but(self, **answers: object) -> Method:
         """The same method with some answers changed: diloco().but(topology=Islands(4))."""
@@ -87,13 +104,15 @@ class Phases:
                 expected="a first phase whose rounds end with the step they begin at",
                 mend="set its overlap to 0",
             )
-        if not self.first.topology.consensus:
-            raise ConfigError(
-                "the first phase leaves every member with a model of its own",
-                expected="a first phase that ends with one model on all members: the second one's anchor",
-                mend="use topology=Everyone() in the first phase",
-            )
-        if self.first.payload.kind != "gradient":
+        if not self.first.consensus:
+            if self.then.payload.kind != "parameters":
+                raise ConfigError(
+                    "the first phase leaves every member with a model of its own",
+                    expected="a first phase that ends with one model on all members: the second one's anchor",
+                    mend="use topology=Everyone() in the first phase, or send Parameters() in the second one, which "
+                    "needs no anchor",
+                )
+        elif self.first.payload.kind != "gradient":
             _check_ends_together(self.first, self.switch)
             if self.then.payload.kind == "gradient":
                 raise ConfigError(
@@ -106,6 +125,10 @@ class Phases:
     def at(self, step: int) -> Method:
         """The method in force for local step `step`, counted from 1."""
         return self.first if step <= self.switch else self.then
+
+    def paced(self, pacer: Pacer) -> Phases:
+        """Both methods at a pace decided after every round: refused where one of them cannot be."""
+        return replace(self, first=self.first.paced(pacer), then=self.then.paced(pacer))
 
     def but(self, **answers: object) -> Phases:
         """Both methods with some answers changed."""
@@ -129,7 +152,8 @@ def _check_ends_together(first: Method, switch: int) -> None:
             mend="let the switch be a multiple of `every`, with fragments=1",
         )
     one, zero = torch.ones(1), torch.zeros(1)
-    if bool(first.outer.merge(one, zero, one)):  # what is kept of live parameters 1 if the anchor is 0
+    merged, _ = first.outer.merge(Mine(one, one), zero, {}, Now())  # live parameters 1, anchor 0
+    if bool(merged):
         raise ConfigError(
             f"the first phase's outer step {first.outer!r} keeps a share of every member's own model",
             expected="a first phase that ends with one model on all members: the second one's anchor",
@@ -149,7 +173,13 @@ def _check(method: Method) -> None:
                 "parameters": "use outer=Average(), or send Delta() to use this outer step",
             }[payload.kind],
         )
-    if payload.kind == "gradient" and method.schedule.begins(1, 1) != (0,):
+    if payload.kind == "gradient" and method.schedule.overlap:
+        raise ConfigError(
+            f"payload gradient with schedule {method.schedule!r}: a step waits for the gradients it is made with",
+            expected="gradients without overlap",
+            mend="use Every(1), or send Delta(), whose rounds may end later than they begin",
+        )
+    if payload.kind == "gradient" and any(method.schedule.begins(step, 1) != (0,) for step in (1, 1 << 62)):
         raise ConfigError(
             f"payload gradient with schedule {method.schedule!r}: gradients of the steps between would be lost",
             expected="gradients every step",
@@ -169,6 +199,13 @@ def _check(method: Method) -> None:
             expected="parameters, where members have models of their own",
             mend="send Parameters() with outer=Average(), or use a topology that all members share",
         )
+    if method.topology.mixes and (method.aggregator != Mean() or method.feedback is not None):
+        raise ConfigError(
+            f"aggregator {method.aggregator!r} with codec {method.codec.spec} over {method.topology!r}: the graph's "
+            "weights say how neighbours are merged, and no member knows what the others remember",
+            expected="Mean(), and a codec without memory",
+            mend="leave aggregator and feedback out, or use RandomPairs()",
+        )
     if isinstance(method.topology, Islands) and method.aggregator.needs != "sum":
         raise ConfigError(
             f"aggregator {method.aggregator!r} over {method.topology!r}: it would see sums that islands have formed",
@@ -181,8 +218,108 @@ def _check(method: Method) -> None:
             expected="a mean, or a codec that is decoded before it is merged",
             mend="use Mean(), or another codec",
         )
+    if isinstance(method.schedule, Paced):
+        _check_paced(method, method.schedule)
+    if back_to_back(method.schedule):
+        _check_back_to_back(method)
+    if outer.recalls:
+        _check_recalls(method)
+    if outer.anticipates:
+        _check_anticipates(method)
+    if outer.apart:
+        _check_apart(method)
     if method.feedback is not None:
         _check_feedback(method, method.feedback)
+
+
+def _check_paced(method: Method, schedule: Paced) -> None:
+    """Decisions are made by all members of a group, for rounds of the whole model."""
+    name, changes = repr(schedule.pacer), schedule.pacer.paces
+    if method.payload.fragments != 1 or not method.topology.consensus:
+        raise ConfigError(
+            f"pacer {name} with payload {method.payload!r} over {method.topology!r}",
+            expected="rounds of the whole model, among all members: they decide together when the next one is",
+            mend="one fragment and topology=Everyone() or islands, or leave the pacer out",
+        )
+    if (changes == "parts") != (method.payload.kind == "gradient"):
+        raise ConfigError(
+            f"pacer {name} with payload {method.payload!r}: it changes the {changes}",
+            expected="by_shares and by_noise with gradients, by_speed, by_link and by_rate with local steps",
+            mend="another pacer, or another method",
+        )
+    if changes == "parts" and not method.aggregator.weighs:
+        raise ConfigError(
+            f"pacer {name} with aggregator {method.aggregator!r}: members' batches will be of unlike sizes",
+            expected="a mean weighted by samples",
+            mend="use aggregator=WeightedMean(), and call sync.count(samples)",
+        )
+    if method.feedback is not None and method.feedback.corrects:
+        raise ConfigError(
+            f"pacer {name} with {method.feedback.spec}: it spreads a correction over the local steps of a round",
+            expected="rounds of as many local steps each",
+            mend="leave the pacer out, or take another memory",
+        )
+
+
+def _check_back_to_back(method: Method) -> None:
+    if method.payload.kind != "delta":
+        raise ConfigError(
+            f"payload {method.payload!r} with schedule {method.schedule!r}: what local steps did to the model would be "
+            "overwritten with an average from before them",
+            expected="deltas, where a round has all of the time to the next one",
+            mend="send Delta(), or lower the overlap",
+        )
+    if method.outer.mixes:
+        raise ConfigError(
+            f"outer step {method.outer!r} with schedule {method.schedule!r}: the local steps that it would keep are "
+            "sent by the round that begins then, and would count twice",
+            expected=f"an overlap below {method.schedule.period}, or an outer step that keeps none of them",
+            mend=f"overlap={method.schedule.period - 1}, or leave Mix and Rebase out",
+        )
+
+
+def _check_apart(method: Method) -> None:
+    """Members that take over only what was sent must have sent the same entries, or a mean means nothing."""
+    codec = method.bare_codec
+    alike = isinstance(codec, Codec) and not any(c.selects and not c.traits.linear for c in codec.leads)
+    if not alike:
+        raise ConfigError(
+            f"outer step {method.outer!r} with codec {method.codec.spec}: each member selects entries of its own",
+            expected="a codec that selects alike on all members, or nothing: randk, fp32, int8",
+            mend="use randk(share), by itself or with another codec after it: randk(0.01) | bf16",
+        )
+
+
+def _check_recalls(method: Method) -> None:
+    """An outer step that tells a member's own part from the others' must know what that part was."""
+    if isinstance(method.topology, Islands) or not method.topology.consensus:
+        raise ConfigError(
+            f"outer step {method.outer!r} over {method.topology!r}: a member's own part cannot be told from the rest",
+            expected="members that combine directly, all with all",
+            mend="use topology=Everyone() with this outer step",
+        )
+    if method.aggregator.needs != "sum" or method.aggregator.weighs:
+        raise ConfigError(
+            f"outer step {method.outer!r} with aggregator {method.aggregator!r}: it counts on a share of 1/N for each",
+            expected="a plain mean",
+            mend="use aggregator=Mean()",
+        )
+
+
+def _check_anticipates(method: Method) -> None:
+    """An outer step that takes a member's own part in advance needs to be told it, and what share it will be."""
+    if not back_to_back(method.schedule):
+        raise ConfigError(
+            f"outer step {method.outer!r} with schedule {method.schedule!r}: nothing is on its way when a round ends",
+            expected="rounds that begin as the last one ends: an overlap of all steps between them",
+            mend=f"schedule=Every({method.schedule.period}, overlap={method.schedule.period}), or leave Eager out",
+        )
+    if method.aggregator.needs != "sum" or method.aggregator.weighs:
+        raise ConfigError(
+            f"outer step {method.outer!r} with aggregator {method.aggregator!r}: it counts on a share of 1/N for each",
+            expected="a plain mean",
+            mend="use aggregator=Mean()",
+        )
 
 
 def _adds_codes(codec: Codec | Staged) -> bool:

@@ -13,6 +13,8 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from functools import lru_cache
+from operator import attrgetter
 
 import torch
 from torch import Tensor
@@ -55,6 +57,9 @@ class Kind(IntEnum):
     RESULT = 1  # a combined part of a round, to everyone
     HELLO = 2  # who a member is: versions, method, model, initial weights
     VERDICT = 3  # what a member holds at the end of a round, before it commits
+
+
+_KINDS = {kind.value: kind for kind in Kind}
 
 
 class Flag:
@@ -103,19 +108,18 @@ class Packet:
     def to_bytes(self) -> Tensor:
         """The packet as it crosses the link: uint8 [wire_bytes(...)], on the CPU."""
         layout = {name: (value.dtype, value.numel()) for name, value in self.fields.items()}
-        total = wire_bytes(self.codec, layout)
-        table = _table(layout)
-        codec = self.codec.encode()
+        words, total = _plan(self.codec, tuple(layout.items()))
+        codec_size = len(self.codec.encode())
         head = self.header
         buffer = torch.zeros(total, dtype=torch.uint8)
         view = buffer.numpy().data
         view[: _HEADER.size] = _HEADER.pack(
             MAGIC, WIRE_VERSION, head.kind, head.flags, total, head.sender, head.fragment, head.round,
-            head.context, head.weight, self.n, len(codec), len(layout), len(table),
+            head.context, head.weight, self.n, codec_size, len(layout), len(words) - codec_size,
         )  # fmt: skip
         at = _HEADER.size
-        view[at : at + len(codec) + len(table)] = codec + table
-        at = _aligned(at + len(codec) + len(table))
+        view[at : at + len(words)] = words
+        at = _aligned(at + len(words))
         for value in self.fields.values():
             size = value.numel() * value.element_size()
             buffer[at : at + size].view(value.dtype).copy_(value.detach())
@@ -130,10 +134,21 @@ class Packet:
 
 def wire_bytes(codec: str, layout: Layout) -> int:
     """Exact size in bytes of a packet with these fields, header and checksum included."""
-    at = _aligned(_HEADER.size + len(codec.encode()) + len(_table(layout)))
-    for dtype, count in layout.values():
+    return _plan(codec, tuple(layout.items()))[1]
+
+
+@lru_cache(maxsize=1024)  # a round asks for every packet that is due, and they are alike
+def _plan(codec: str, layout: tuple[tuple[str, tuple[torch.dtype, int]], ...]) -> tuple[bytes, int]:
+    """Codec expression and field table as they are written, and the packet's size in bytes."""
+    entries = []
+    for name, (dtype, count) in layout:
+        text = name.encode()
+        entries.append(bytes([len(text)]) + text + _ENTRY.pack(_CODES[dtype], count))
+    words = codec.encode() + b"".join(entries)
+    at = _aligned(_HEADER.size + len(words))
+    for _, (dtype, count) in layout:
         at = _aligned(at + dtype.itemsize * count)
-    return at + _CHECKSUM.size
+    return words, at + _CHECKSUM.size
 
 
 def read(buffer: Tensor) -> Packet:
@@ -165,7 +180,7 @@ def read(buffer: Tensor) -> Packet:
     body = total - _CHECKSUM.size
     if _CHECKSUM.unpack_from(view, body)[0] != zlib.crc32(view[:body]):
         raise PacketError("the checksum does not match: bytes were changed on the way", offset=body)
-    if kind not in set(Kind):
+    if kind not in _KINDS:
         raise PacketError(f"unknown packet kind {kind}", offset=6)
     if flags & ~(Flag.ABSTAINS | Flag.FAILED):
         raise PacketError(f"unknown flag bits {flags:#04x}", offset=7)
@@ -175,7 +190,7 @@ def read(buffer: Tensor) -> Packet:
         raise PacketError("codec name and field table reach past the end", offset=56)
     codec = _text(view, _HEADER.size, codec_size)
     fields = _read_fields(buffer, view, _HEADER.size + codec_size, table_size, count, body)
-    return Packet(codec, n, fields, Header(Kind(kind), sender, fragment, round_, context, weight, flags))
+    return Packet(codec, n, fields, Header(_KINDS[kind], sender, fragment, round_, context, weight, flags))
 
 
 def _read_fields(
@@ -212,11 +227,10 @@ def check(packet: Packet, *, header: Header, codec: str, n: int) -> Packet:
 
     raises  PacketError naming what differs
     """
-    due = replace(header, weight=packet.header.weight, flags=packet.header.flags)
-    if packet.header != due:
-        names = ("kind", "sender", "fragment", "round", "context")
-        wrong = [name for name in names if getattr(packet.header, name) != getattr(due, name)]
-        told = ", ".join(f"{name} {getattr(packet.header, name)}" for name in wrong)
+    if _due(packet.header) != _due(header):
+        found, due = packet.header, header
+        wrong = [name for name in _DUE if getattr(found, name) != getattr(due, name)]
+        told = ", ".join(f"{name} {getattr(found, name)}" for name in wrong)
         raise PacketError(
             f"a packet from member {header.sender} came with {told}",
             expected=", ".join(f"{name} {getattr(due, name)}" for name in wrong),
@@ -229,12 +243,8 @@ def check(packet: Packet, *, header: Header, codec: str, n: int) -> Packet:
     return packet
 
 
-def _table(layout: Layout) -> bytes:
-    entries = []
-    for name, (dtype, count) in layout.items():
-        text = name.encode()
-        entries.append(bytes([len(text)]) + text + _ENTRY.pack(_CODES[dtype], count))
-    return b"".join(entries)
+_DUE = ("kind", "sender", "fragment", "round", "context")
+_due = attrgetter(*_DUE)
 
 
 def _text(view: memoryview, at: int, size: int) -> str:

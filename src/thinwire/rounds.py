@@ -10,17 +10,21 @@ checkpoint is all values written down.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, fields, replace
 
+import torch
 from torch import Tensor
 
 from thinwire.codecs import How
-from thinwire.collectives import NOBODY_FINITE, OVERFLOW, Carried, Combined, combine
+from thinwire.collectives import NOBODY_FINITE, OVERFLOW, Carried, Combined, combine, gather_packets
+from thinwire.island import Island
 from thinwire.links.base import Handle, Link
 from thinwire.method import Method
-from thinwire.packet import Header
+from thinwire.outer import Memory, Now, Outer
+from thinwire.pace import Told
+from thinwire.packet import Header, Layout, Packet
 from thinwire.randomness import mix
-from thinwire.topologies import members_of
+from thinwire.routes import Route, members_of
 from thinwire.ways import Exchange
 
 
@@ -29,7 +33,9 @@ class FragmentState:
     """What a method remembers of one fragment.
 
     anchor     [n] the model all members agree on; empty if gradients are sent
-    memory     the outer optimizer's
+    memory     the outer step's, alike on all members
+    own        the outer step's, of this member alone
+    owed       [n] what rounds without effect were to send and parameters no longer hold; empty: nothing
     carried    what feedback and stages remember
     begun      rounds begun, the same on all members
     committed  rounds that changed the state
@@ -37,7 +43,9 @@ class FragmentState:
     """
 
     anchor: Tensor
-    memory: Mapping[str, Tensor] = field(default_factory=dict)
+    memory: Memory = field(default_factory=dict)
+    own: Memory = field(default_factory=dict)
+    owed: Tensor = field(default_factory=lambda: torch.zeros(0))
     carried: Carried = field(default_factory=Carried)
     begun: int = 0
     committed: int = 0
@@ -48,7 +56,8 @@ class FragmentState:
 class UnderWay:
     """A round between its halves.
 
-    sent     [n] the live vector when it began
+    live     [n] the parameters or gradients when it began
+    x        [n] what was to be sent
     due      local step after which it is applied
     counted  local steps and samples up to its beginning
     """
@@ -57,7 +66,8 @@ class UnderWay:
     round: int
     due: int
     counted: tuple[int, int]
-    sent: Tensor
+    live: Tensor
+    x: Tensor
     result: Handle[Combined]
 
 
@@ -97,51 +107,61 @@ class Terms:
 
 
 def begin(
-    method: Method, terms: Terms, link: Link, fragment: int, step: int, live: Tensor, weight: float,
-    state: FragmentState, *, how: How, seen: Tensor, shared: Tensor | None, counted: tuple[int, int],
+    method: Method, terms: Terms, link: Link, fragment: int, step: int, live: Tensor, x: Tensor, weight: float,
+    state: FragmentState, *, how: How, shared: Tensor | None, counted: tuple[int, int],
+    island: Island | None = None,
 ) -> tuple[UnderWay, FragmentState]:  # fmt: skip
     """Start a round beside the compute.
 
     live    [n] gradients or parameters of the fragment, a copy
+    x       [n] what is to be sent: the payload's selection
     how     the method's codec, fitted to the fragment
-    seen    [n] the anchor as the parameters hold it
     shared  [n] what all members should hold alike at this point, to be compared; None leaves it out
     counted  local steps and samples up to here
+    island  those who hold the other parts of the model, if it has parts: they decide together
     """
     number = state.begun
     exchange = opened(method, terms, link, fragment, number, how)
-    x = method.payload.select(live, seen)
+
+    def run(x: Tensor, weight: float) -> Combined:
+        return combine(exchange, x, weight, state.carried, shared)
+
+    framed = None if island is None else island.frame(exchange.what)
 
     def job() -> Combined:
-        return combine(exchange, x, weight, state.carried, shared)
+        return run(x, weight) if framed is None else framed(run, x, weight, state.carried)
 
     handle = link.spawn(job, exchange.what)
     due = step + method.schedule.overlap
-    return UnderWay(fragment, number, due, counted, live, handle), replace(state, begun=number + 1)
+    return UnderWay(fragment, number, due, counted, live, x, handle), replace(state, begun=number + 1)
 
 
 def opened(method: Method, terms: Terms, link: Link, fragment: int, number: int, how: How) -> Exchange:
     """Everything a round needs beside the vectors, on a channel of its own."""
-    key = terms.key(number, fragment)
+    route = route_of(method, terms, link, fragment, number)
     return Exchange(
         channel=link.open("rounds"),
         rank=link.rank,
-        route=method.topology.route(link.rank, link.members, key),
-        witnesses=witnesses(method, link, key),
+        route=route,
+        witnesses=witnesses(method, link, route),
         how=how,
         aggregator=method.aggregator,
         header=Header(fragment=fragment, round=number, context=terms.context),
-        key=key,
+        recalls=method.outer.recalls,
+        key=terms.key(number, fragment),
         now=link.now,
     )
 
 
 def finish(
-    method: Method, under_way: UnderWay, combined: Combined, step: int, state: FragmentState, due: tuple[int, ...]
-) -> tuple[FragmentState, Outcome]:
+    outer: Outer, under_way: UnderWay, combined: Combined, step: int, state: FragmentState, due: tuple[int, ...],
+    lr: float,
+) -> tuple[FragmentState, Outcome]:  # fmt: skip
     """Take the result in, or leave everything as it was (but for the count of who had nothing).
 
-    due  members that should have been in it; in gossip these are not all
+    outer  the method's outer step, fitted to the fragment
+    due    members that should have been in it; in gossip these are not all
+    lr     the inner learning rate
     """
     where = (step, under_way.fragment, under_way.round)
     now = {rank: 0 if rank in combined.ranks else state.idle.get(rank, 0) + 1 for rank in due}
@@ -149,15 +169,36 @@ def finish(
     if combined.update is None:
         kept = replace(state, idle=idle) if combined.reason in (NOBODY_FINITE, OVERFLOW) else state
         return kept, Skipped(*where, combined.reason)
-    anchor, memory = method.outer.step(state.anchor, combined.update, state.memory)
+    anchor, memory = outer.step(state.anchor, combined.update, state.memory, Now(state.committed, lr))
     after = replace(
         state, anchor=anchor, memory=memory, carried=combined.carried, committed=state.committed + 1, idle=idle
     )
     return after, Committed(*where, combined.ranks)
 
 
-def witnesses(method: Method, link: Link, key: int) -> tuple[int, ...]:
-    """Who must hold the same at the end of a round: all members if they end with one result, else the combined ones."""
-    if method.topology.consensus:
-        return link.members
-    return members_of(method.topology.route(link.rank, link.members, key))
+def route_of(method: Method, terms: Terms, link: Link, fragment: int, number: int) -> Route:
+    """This member's route in a round."""
+    return method.topology.route(link.rank, link.members, terms.key(number, fragment), number)
+
+
+def witnesses(method: Method, link: Link, route: Route) -> tuple[int, ...]:
+    """Who must hold the same at the end of a round: all members if they end with one result, else the combined ones.
+
+    In a graph the combined ones have results of their own; they are those whom this member hears.
+    """
+    return link.members if method.topology.consensus else members_of(route)
+
+
+_NUMBERS: Layout = {"numbers": (torch.float64, len(fields(Told)))}
+
+
+def tell(link: Link, mine: Told, header: Header) -> Handle[dict[int, Told]]:
+    """Tell all, and hear all, beside the compute; in ascending order of rank."""
+    packet = Packet("pace", 0, {"numbers": torch.tensor(astuple(mine), dtype=torch.float64)}, header)
+    channel, what = link.open("pace"), f"the pace of round {header.round}"
+
+    def job() -> dict[int, Told]:
+        found = gather_packets(channel, link.rank, link.members, packet, _NUMBERS, what)
+        return {rank: Told(*each.fields["numbers"].tolist()) for rank, each in found.items()}
+
+    return link.spawn(job, what)

@@ -10,13 +10,16 @@ state.
 It hooks the optimizer's step. Gradients are combined before the step, everything else after it. Gradient accumulation
 needs nothing: only steps count. Mixed precision: autocast needs nothing; hand a GradScaler over as `scaler`, so that
 members skip steps together. Clipping: `sync.clip_grad_norm_` clips what the step will use (the combined gradient, if
-the method sends gradients); torch's own clips the member's.
+the method sends gradients); torch's own clips the member's. Several optimizers, each over parameters of its own (Muon
+for matrices, AdamW for the rest): a list of them; gradients are combined before the first one's step, and a local step
+is made once each has stepped, in whatever order.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -25,17 +28,36 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from thinwire import rounds
+from thinwire import rounds, stability
 from thinwire.buffers import BufferRows, Buffers, average
-from thinwire.collectives import NO_SAMPLES, NOBODY_FINITE, OVERFLOW, Carried, Combined, gather_packets
+from thinwire.collectives import NO_SAMPLES, NOBODY_FINITE, OVERFLOW, Carried, Combined, finite, gather_packets
 from thinwire.errors import ConfigError, DivergedError, LinkError, PeerLost
 from thinwire.fragments import Fragments, digest
 from thinwire.handshake import agree
+from thinwire.island import Island
 from thinwire.links.base import Handle, Link
+from thinwire.links.islands import within
 from thinwire.method import Method, Phases
+from thinwire.outer import Mine, Now
+from thinwire.pace import Clock, Pace, Pacer, Pacing, Told
 from thinwire.packet import Header, Layout, Packet
 from thinwire.rounds import Committed, FragmentState, Outcome, Skipped, Terms, UnderWay
-from thinwire.snapshot import carrying, pack_state, pack_under_way, unpack_state, unpack_under_way, what_is_ours
+from thinwire.routes import Neighbours, shares
+from thinwire.schedules import Paced, back_to_back
+from thinwire.sharding import Share, clip_grad_norm_, inner_state, is_dtensor, layout, resharder
+from thinwire.snapshot import (
+    carrying,
+    is_ours,
+    owing,
+    pack_pacing,
+    pack_state,
+    pack_under_way,
+    unpack_pacing,
+    unpack_state,
+    unpack_under_way,
+    what_is_ours,
+    without_own,
+)
 from thinwire.topologies import Islands
 from thinwire.version import __version__
 
@@ -45,6 +67,7 @@ _PATIENCE_ROUNDS = 3  # a member may contribute nothing finite this often in a r
 _PATIENCE_SCALED = 40  # the same with a GradScaler, which looks for its scale by halving: 2^16 to 2^-24
 _COMPARE_GRADIENT_STEPS = 16  # parameters are compared this often when gradients are sent: they are not free to read
 _COMPARE_ELEMENTS = 1 << 22  # anchors above this size are compared less often, in proportion
+_NOTHING = torch.zeros(0)
 
 
 @dataclass(frozen=True)
@@ -71,9 +94,12 @@ class Timing:
         )
 
 
+Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer]
+
+
 def synchronize(
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizers,
     method: Method | Phases,
     link: Link,
     *,
@@ -85,7 +111,9 @@ def synchronize(
 
     model      any module; its trainable parameters are synchronised, tied ones once, frozen ones not. Persistent
                buffers become the members' mean (integers: the maximum) with every round of fragment 0
-    optimizer  any torch optimizer over parameters of the model
+    optimizer  any torch optimizer over parameters of the model, or several over disjoint ones
+    link       of `join`; with `join(across=..., within=...)` the model is one of an island: FSDP2's, DDP's, or with
+               ZeroRedundancyOptimizer. Each member then sends its part of it, and all of the island's call what waits
     seed       of shared randomness (random pairs, stochastic rounding); the same on all members
     scaler     the GradScaler, if there is one
     observer   called with the outcome of every round
@@ -100,7 +128,7 @@ class Synchronizer:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizers,
         method: Method | Phases,
         link: Link,
         *,
@@ -108,13 +136,24 @@ class Synchronizer:
         scaler: torch.amp.GradScaler | None,
         observer: Callable[[Outcome], None] | None,
     ) -> None:
-        _check_parameters(model, optimizer)
-        _check_momentum(optimizer, method)
+        resharder(model)()
+        self._optimizers = (optimizer,) if isinstance(optimizer, torch.optim.Optimizer) else tuple(optimizer)
+        _check_parameters(model, self._optimizers)
+        for each in self._optimizers:
+            _check_momentum(each, method)
+        if link.rank == link.members[0]:
+            for phase in (method.first, method.then) if isinstance(method, Phases) else (method,):
+                stability.warn(phase, len(link.members))
+        inner = within(link)
+        self._island = None if inner is None else Island(inner)
+        self._share = None if inner is None else Share(inner.rank, len(inner.members), Island(inner).gather)
+        _check_island(model, method, self._island)
+        self._shards = "" if inner is None else _shards(model, inner)
         self.step = 0
         self.committed = 0
         self.skipped = 0
         self.timing = Timing()
-        self._model, self._optimizer, self._link = model, optimizer, link
+        self._model, self._link = model, link
         self._plan, self._seed, self._scaler, self._observer = method, seed, scaler, observer
         self._buffers = Buffers(model)
         self._terms = Terms(0, seed)
@@ -122,7 +161,10 @@ class Synchronizer:
         self._counts_samples = False
         self._gradients_are_combined = False
         self._all_overflown = False
-        self._stepped = False
+        self._stepped: list[torch.optim.Optimizer] = []  # of this iteration
+        self._made = 0
+        self._resumed = False
+        self._clock = Clock(link.now)
         self._under_way: list[tuple[UnderWay, Handle[BufferRows] | None]] = []
         self._hooks: list[Any] = []
         self._enter_phase(method.at(1))
@@ -130,13 +172,14 @@ class Synchronizer:
     # --- life ----------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Synchronizer:
+        self._agree_within({})
         self._terms = Terms(agree(self._link, self._facts()), self._seed)
-        self._hooks = [
-            self._optimizer.register_step_pre_hook(self._before_step),
-            self._optimizer.register_step_post_hook(self._after_step),
-        ]
+        for optimizer in self._optimizers:
+            self._hooks.append(optimizer.register_step_pre_hook(self._before_step))
+            self._hooks.append(optimizer.register_step_post_hook(self._after_step))
         if self._scaler is not None:
             self._scaler.step = self._scaled_step  # type: ignore[method-assign]
+        self._clock.resume()
         return self
 
     def __exit__(
@@ -144,6 +187,7 @@ class Synchronizer:
     ) -> None:
         try:
             if error is None:
+                self._check_between_steps()
                 self.finish()
         finally:
             for hook in self._hooks:
@@ -159,23 +203,55 @@ class Synchronizer:
 
     def _facts(self) -> dict[str, str]:
         answers = {f"method.{name}": answer for name, answer in self._plan.answers().items()}
-        weights = digest(*self._model.parameters(), *self._buffers.persistent()).hex()
-        facts = {"version": __version__, "model": self._fragments.schema(), "weights": weights, "seed": str(self._seed)}
+        facts = {"version": __version__, "model": self._fragments.schema(), "seed": str(self._seed)}
+        if not self._resumed:  # else anchors were compared, and every member has weights of its own
+            facts["weights"] = digest(*self._model.parameters(), *self._buffers.persistent()).hex()
         if self._method.payload.kind == "gradient":  # members take the same steps; after deltas each takes its own
-            facts["optimizer"] = _settings(self._optimizer)
+            facts["optimizer"] = "; ".join(map(_settings, self._optimizers))
+        if self._island is not None:
+            facts["shards"] = self._shards
         return facts | answers
 
+    def _agree_within(self, facts: Mapping[str, str]) -> None:
+        """Members of an island mean the same method, and hold the same of what is not sharded."""
+        if self._island is not None:
+            if not self._island.all_of(self._holds_of_all()):
+                raise ConfigError(
+                    f"a fragment of which one of {len(self._island.link.members)} members of the island holds nothing",
+                    expected="rows of some parameter on every member, for every fragment",
+                    mend="use fewer fragments, or smaller islands",
+                )
+            whole = [p for p in self._model.parameters() if not is_dtensor(p)]
+            told = {f"method.{name}": answer for name, answer in self._plan.answers().items()}
+            own = {"version": __version__, "weights": digest(*whole).hex(), "seed": str(self._seed)}
+            agree(self._island.link, {**own, **told, **facts})
+
+    def _holds_of_all(self) -> bool:
+        plan = self._plan
+        methods = (plan.first, plan.then) if isinstance(plan, Phases) else (plan,)
+        counts = {method.payload.fragments for method in methods}
+        return all(min(Fragments(self._model, count, self._share).sizes) > 0 for count in counts)
+
     def _enter_phase(self, method: Method) -> None:
-        """Begin a method with fresh state; the parameters, equal on all members, are its anchor."""
+        """Begin a method with fresh state; the parameters are its anchor, equal on all members but after gossip."""
         self._method = method
-        self._fragments = Fragments(self._model, method.payload.fragments)
+        plan = self._plan
+        self._apart = isinstance(plan, Phases) and method is plan.then and not plan.first.consensus
+        self._fragments = Fragments(self._model, method.payload.fragments, self._share)
         anchored = method.payload.kind != "gradient"
         self._states = [
             FragmentState(self._fragments.gather(f) if anchored else torch.zeros(0))
             for f in range(self._fragments.count)
         ]
-        self._counted = [(self.step, self._samples)] * self._fragments.count
+        self._counted = [(self._made, self._samples)] * self._fragments.count
+        self._pacer = method.schedule.pacer if isinstance(method.schedule, Paced) else None
+        self._pacing = Pacing(Pace(method.schedule.period), since=self.step)
+        self._asked: Handle[dict[int, Told]] | None = None
         self._how = [method.codec.fit(self._fragments.shapes(f)) for f in range(self._fragments.count)]
+        method.outer.check_names(tuple(name for f in range(self._fragments.count) for name in self._fragments.names(f)))
+        self._outers = [
+            method.outer.fit(self._fragments.names(f), self._fragments.lengths(f)) for f in range(self._fragments.count)
+        ]
 
     # --- what a loop may call ------------------------------------------------------------------------------------
 
@@ -192,48 +268,86 @@ class Synchronizer:
             self._gradients_are_combined = True
 
     def clip_grad_norm_(self, max_norm: float) -> Tensor:
-        """Clip the gradient that the step will use, and return its norm from before; a scaler's scale is taken out."""
+        """Clip the gradient that the step will use, and return its norm from before; a scaler's scale is taken out.
+
+        The norm is the whole model's, also where it is sharded: then all members of the island call it.
+        """
         self._unscale()
         self.combine_gradients()
-        return torch.nn.utils.clip_grad_norm_(self._model.parameters(), max_norm)
+        return clip_grad_norm_(list(self._model.parameters()), max_norm)
+
+    @property
+    def common_step(self) -> int:
+        """The newest step that all members have passed alike: `step`, or if paced the one the last round began at."""
+        return self.step if self._pacer is None else self._pacing.since
+
+    @property
+    def parts(self) -> int | None:
+        """Micro-batches to make before the next optimizer step; None leaves it to the loop."""
+        return self._pacing.pace.parts.get(self._link.rank)
 
     @property
     def has_consensus(self) -> bool:
-        """Whether all members hold one model after every round; without, each has its own (gossip)."""
-        return self._method.topology.consensus
+        """Whether all members agree on one model with every round; without, each has its own (gossip)."""
+        return self._method.consensus and all(map(self._is_common, self._states))
+
+    def _is_common(self, state: FragmentState) -> bool:
+        """Whether a fragment's anchor is all members' own: where gossip came before, from the first round on."""
+        return state.committed > 0 or not self._apart
 
     def consensus(self) -> list[Tensor]:
         """The model as all members have it, one float32 vector a fragment.
 
         Anchors if there are any, else the parameters. If every member has a model of its own (gossip), their mean:
-        all members must call it then.
+        all members must call it then. Within an island, this member's part of each.
         """
-        if not self._method.topology.consensus:
-            return [self._mean_of_all(self._fragments.gather(f)) for f in range(self._fragments.count)]
+        if not self.has_consensus:
+            return [self._of_all(f).mean(dim=0).to(self._fragments.device) for f in range(self._fragments.count)]
         if self._method.payload.kind == "gradient":
             return [self._fragments.gather(f) for f in range(self._fragments.count)]
         return [state.anchor.clone() for state in self._states]
 
+    def spread(self) -> float:
+        """How far apart the members' models are, 0 if they are one; all members call it.
+
+        sqrt(sum_i |theta_i - mean|^2 / sum_i |theta_i|^2)
+        """
+        apart = size = 0.0
+        for f in range(self._fragments.count):
+            rows = self._of_all(f).double()
+            apart += float((rows - rows.mean(dim=0)).square().sum())
+            size += float(rows.square().sum())
+        return math.sqrt(apart / size) if size else 0.0
+
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Within the block the model holds `consensus()`, which is what should be evaluated and shipped."""
+        """Within the block the model holds `consensus()`, which is what should be evaluated and shipped.
+
+        Within an island all its members enter and leave it together.
+        """
         live = [self._fragments.gather(f) for f in range(self._fragments.count)]
-        for f, vector in enumerate(self.consensus()):
-            self._fragments.scatter(f, vector)
+        self.take_consensus()
         try:
             yield
         finally:
             for f, vector in enumerate(live):
                 self._fragments.scatter(f, vector)
 
-    def _mean_of_all(self, vector: Tensor) -> Tensor:
+    def take_consensus(self) -> None:
+        """Leave the model holding `consensus()`, for good; local steps since the last round are given up."""
+        for f, vector in enumerate(self.consensus()):
+            self._fragments.scatter(f, vector)
+
+    def _of_all(self, fragment: int) -> Tensor:
+        """All members' parameters of a fragment, in order of rank.  float32 [members, n], on the CPU"""
+        vector = self._fragments.gather(fragment)
         header = Header(sender=self._link.rank, context=self._terms.context)
         packet = Packet("fp32", vector.numel(), {"value": vector}, header)
         layout: Layout = {"value": (torch.float32, vector.numel())}
         found = gather_packets(
             self._link.open("consensus"), self._link.rank, self._link.members, packet, layout, "the consensus model"
         )
-        return torch.stack([packet.fields["value"] for packet in found.values()]).mean(dim=0).to(vector.device)
+        return torch.stack([packet.fields["value"].cpu() for packet in found.values()])
 
     # --- state ---------------------------------------------------------------------------------------------------
 
@@ -242,32 +356,40 @@ class Synchronizer:
 
         Save it beside the model's and the optimizer's: the three together resume to the bit.
 
-        rescue  after a PeerLost: leave out rounds that will not arrive. What they carried is still in the parameters.
+        rescue  after a PeerLost: leave out rounds that will not arrive. What they carried goes with the next ones.
         """
-        under_way = []
+        if not rescue:
+            self._check_between_steps()
+        under_way, states = [], list(self._states)
         for entry in sorted(self._under_way, key=_order):
             try:
                 under_way.append(pack_under_way(*entry))
             except PeerLost:
                 if not rescue:
                     raise
+                if back_to_back(self._method.schedule):
+                    states[entry[0].fragment] = owing(states[entry[0].fragment], entry[0])
         return {
             "answers": dict(self._plan.answers()),
             "rank": self._link.rank,
             "members": len(self._link.members),
+            "shards": self._shards,
             "step": self.step,
+            "made": self._made,
+            "pacing": pack_pacing(self._pacing, self._asked, rescue=rescue),
             "samples": self._samples,
             "counts_samples": self._counts_samples,
             "counted": [list(pair) for pair in self._counted],
             "committed": self.committed,
             "skipped": self.skipped,
-            "fragments": [pack_state(state) for state in self._states],
+            "fragments": [pack_state(state) for state in states],
             "under_way": under_way,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict()`; all members call it, and are compared. Load model and optimizer beside it.
 
+        Call it before entering the block if the model holds this member's weights by then, else within the block.
         A state of another member, or of a group of another size, is taken without its error memories.
         """
         if state["answers"] != self._plan.answers():
@@ -277,16 +399,31 @@ class Synchronizer:
                 expected=f"{wrong[0]} {self._plan.answers()[wrong[0]]}",
                 mend="resume with the method of the checkpoint, or start anew from its weights",
             )
+        if state.get("shards", "") != self._shards:
+            raise ConfigError(
+                f"the saved state is of {state.get('shards') or 'a whole model'}",
+                expected=self._shards or "a state of a whole model",
+                mend="give every member the state that it saved, on as many members an island, sharded as before",
+            )
+        self._resumed = True
         self.step = state["step"]
         self._enter_phase(self._plan.at(max(1, self.step)))
         self._samples, self._counts_samples = state["samples"], state["counts_samples"]
+        self._made = state["made"]
+        self._pacing, self._asked = unpack_pacing(state["pacing"])
         self._counted = [(pair[0], pair[1]) for pair in state["counted"]]
         self.committed, self.skipped = state["committed"], state["skipped"]
         self._states = [unpack_state(saved, self._fragments.device) for saved in state["fragments"]]
         self._under_way = [unpack_under_way(saved, self._fragments.device) for saved in state["under_way"]]
         self._carry(what_is_ours(state, self._method, self._link))
-        context = agree(self._link, {**self._shared_facts(), "step": str(self.step)})
+        if self._island is not None and not self._island.all_of(self._asked is not None):
+            self._asked = None  # lost with a member, by some parts of the island
+        self._agree_within({"step": str(self.common_step), "state.committed": str(self.committed)})
+        if not is_ours(state, self._link):
+            self._states = [without_own(state) for state in self._states]
+        context = agree(self._link, {**self._shared_facts(), "step": str(self.common_step)})
         self._terms = replace(self._terms, context=context)
+        self._clock.resume()
 
     def _carry(self, change: Callable[[Carried], Carried]) -> None:
         """Change what is remembered, and what rounds under way will bring."""
@@ -295,7 +432,7 @@ class Synchronizer:
 
     def _shared_facts(self) -> dict[str, str]:
         """What all members must hold alike to go on together; who was lost in mid-round may be a round behind."""
-        if not self._method.topology.consensus:
+        if not (self._method.topology.consensus and all(map(self._is_common, self._states))):
             return {}
         gradient = self._method.payload.kind == "gradient"
         facts = {}
@@ -315,6 +452,7 @@ class Synchronizer:
     # --- hooks ---------------------------------------------------------------------------------------------------
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._check_turn(optimizer)
         if self._method_ahead().payload.kind == "gradient":
             closure = kwargs.get("closure") or (args[1] if len(args) > 1 else None)
             if closure is not None:
@@ -326,7 +464,31 @@ class Synchronizer:
             self.combine_gradients()
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._tick()
+        self._count_step(optimizer)
+
+    def _count_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """A local step is made once every optimizer has stepped."""
+        self._stepped.append(optimizer)
+        if len(self._stepped) == len(self._optimizers):
+            self._stepped = []
+            self._tick()
+
+    def _check_turn(self, optimizer: torch.optim.Optimizer) -> None:
+        if any(each is optimizer for each in self._stepped):
+            raise self._uneven(f"{type(optimizer).__name__} is to step twice")
+
+    def _check_between_steps(self) -> None:
+        if self._stepped:
+            raise self._uneven("training ended, or its state was asked for, in the middle of a local step")
+
+    def _uneven(self, what: str) -> ConfigError:
+        stepped = [any(each is optimizer for each in self._stepped) for optimizer in self._optimizers]
+        waiting = [type(each).__name__ for each, done in zip(self._optimizers, stepped, strict=True) if not done]
+        return ConfigError(
+            f"local step {self.step + 1}: {what}, and {', '.join(waiting)} has not stepped",
+            expected="one step of every optimizer in a local step, in any order",
+            mend="step all that were handed over in every iteration; one with a learning rate of 0 changes nothing",
+        )
 
     def _scaled_step(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
         """GradScaler.step that keeps members together: a member with overflown gradients abstains, and none waits.
@@ -337,28 +499,30 @@ class Synchronizer:
         scaler = self._scaler
         assert scaler is not None
         plain_step = type(scaler).step
-        if optimizer is not self._optimizer:
+        if all(optimizer is not each for each in self._optimizers):
             return plain_step(scaler, optimizer, *args, **kwargs)
+        self._check_turn(optimizer)
         if self._method_ahead().payload.kind != "gradient":
-            self._stepped = False
+            before = (self.step, len(self._stepped))
             result = plain_step(scaler, optimizer, *args, **kwargs)
-            if not self._stepped:
-                self._tick()
+            if (self.step, len(self._stepped)) == before:
+                self._count_step(optimizer)
             return result
         self.combine_gradients()
         if self._all_overflown:
-            self._tick()
+            self._count_step(optimizer)
             return None
         return optimizer.step(*args, **kwargs)
 
     def _unscale(self) -> None:
         if self._scaler is None:
             return
-        try:
-            self._scaler.unscale_(self._optimizer)
-        except RuntimeError as error:  # once a step is enough: the loop has done it already, to clip
-            if "already been called" not in str(error):
-                raise
+        for optimizer in self._optimizers:
+            try:
+                self._scaler.unscale_(optimizer)
+            except RuntimeError as error:  # once a step is enough: the loop has done it already, to clip
+                if "already been called" not in str(error):
+                    raise
 
     # --- the order of things -------------------------------------------------------------------------------------
 
@@ -371,7 +535,9 @@ class Synchronizer:
 
     def _exchange_gradients(self) -> None:
         self._all_overflown = False
-        self._link.local_step()
+        for _ in range(self.parts or 1):
+            self._link.local_step()
+        self._clock.pause()
         for fragment in self._method.schedule.begins(self.step + 1, self._fragments.count):
             self._begin(fragment, self.step + 1)
         for entry in sorted(self._under_way, key=_order):
@@ -379,19 +545,36 @@ class Synchronizer:
 
     def _tick(self) -> None:
         """A local step was made: begin the rounds that are due, then apply those that are."""
-        self._stepped = True
         method = self._method_ahead()
-        self.step += 1
+        before, self.step = self.step, self._step_after()
+        self._made += 1
         self._gradients_are_combined = False
-        if method.payload.kind == "gradient":
-            return
-        self._link.local_step()
-        self._correct_local_step()
-        for fragment in method.schedule.begins(self.step, self._fragments.count):
-            self._begin(fragment, self.step)
-        for entry in sorted(self._under_way, key=_order):
-            if entry[0].due <= self.step:
-                self._finish(entry)
+        if method.payload.kind != "gradient":
+            self._link.local_step()
+            self._clock.pause()
+            self._correct_local_step()
+            for step in range(before + 1, self.step + 1):
+                for fragment in self._beginning(step):
+                    self._begin(fragment, step)
+            for entry in sorted(self._under_way, key=_order):
+                if entry[0].due <= self.step:
+                    self._finish(entry)
+        if self._pacing.local == 0:
+            self._pacing = self._pacing.adopted()
+        self._clock.resume()
+
+    def _step_after(self) -> int:
+        """The shared step that this local step ends at: those of a slower member count for several."""
+        if self._pacer is None or self._method.payload.kind == "gradient":
+            return self.step + 1
+        self._pacing = self._pacing.moved()
+        return self._pacing.step(self._link.rank)
+
+    def _beginning(self, step: int) -> tuple[int, ...]:
+        """Fragments whose round begins after a shared step."""
+        if self._pacer is None:
+            return self._method.schedule.begins(step, self._fragments.count)
+        return (0,) if step >= self._pacing.since + self._pacing.pace.steps else ()
 
     def _correct_local_step(self) -> None:
         """Add to the parameters what feedback says that local steps drift by (client and server corrections)."""
@@ -406,32 +589,90 @@ class Synchronizer:
 
     def _begin(self, fragment: int, step: int) -> None:
         started = self._link.now()
-        method, state = self._method, self._states[fragment]
-        gradient = method.payload.kind == "gradient"
-        live = self._fragments.gather_gradients(fragment) if gradient else self._fragments.gather(fragment)
-        if method.payload.in_steps:
-            live.mul_(self._rates(fragment))
-        seen = state.anchor if gradient else self._fragments.rounded(fragment, state.anchor)
+        method = self._method
+        live, x = self._selected(fragment)
+        if back_to_back(method.schedule):
+            paused = self._link.now()
+            x = self._turn(fragment, live, x)
+            live = self._fragments.gather(fragment)
+            started += self._link.now() - paused  # counted there
+        state = self._states[fragment]
         under_way, self._states[fragment] = rounds.begin(
-            method, self._terms, self._link, fragment, step, live, self._weight(fragment, step), state,
-            how=self._how[fragment], seen=seen, shared=self._shared(fragment, state), counted=(step, self._samples),
+            method, self._terms, self._link, fragment, step, live, x, self._weight(fragment), state,
+            how=self._how[fragment], shared=self._shared(fragment, state), counted=(self._made, self._samples),
+            island=self._island,
         )  # fmt: skip
+        if self._pacer is not None:
+            self._tell(step, x, under_way.round)
         rows = self._exchange_buffers(under_way.round) if fragment == 0 and self._buffers else None
         self._under_way.append((under_way, rows))
         self.timing += Timing(apply_s=self._link.now() - started)
 
-    def _exchange_buffers(self, number: int) -> Handle[BufferRows]:
-        ranks = rounds.witnesses(self._method, self._link, self._terms.key(number, 0))
-        header = Header(round=number, sender=self._link.rank, context=self._terms.context)
-        return self._buffers.exchange(self._link, ranks, header)
+    def _selected(self, fragment: int) -> tuple[Tensor, Tensor]:
+        """Gradients or parameters, and what of them is to be sent.  both [n]"""
+        method, state = self._method, self._states[fragment]
+        if method.payload.kind == "gradient":
+            live = self._fragments.gather_gradients(fragment)
+            if method.payload.in_steps:
+                live.mul_(self._rates(fragment))
+            return live, method.payload.select(live, state.anchor)
+        live = self._fragments.gather(fragment)
+        entry = self._last_of(fragment) if back_to_back(method.schedule) else None
+        start = self._fragments.rounded(fragment, state.anchor) if entry is None else entry[0].live
+        x = method.payload.select(live, start)
+        return live, x + state.owed if state.owed.numel() else x
 
-    def _weight(self, fragment: int, step: int) -> float:
+    def _last_of(self, fragment: int) -> tuple[UnderWay, Handle[BufferRows] | None] | None:
+        """The fragment's round that is under way."""
+        return next((entry for entry in self._under_way if entry[0].fragment == fragment), None)
+
+    def _turn(self, fragment: int, live: Tensor, x: Tensor) -> Tensor:
+        """End the fragment's last round as its next one begins, and set the parameters to where local steps go on from.
+
+        returns  [n] what the next round sends: x, and what the last one was to send if it had no effect
+        """
+        entry = self._last_of(fragment)
+        if entry is None:
+            self._merge(fragment, Mine(live, live, fresh=x, members=len(self._link.members)))
+        else:
+            x = self._finish(entry, x)
+        if self._is_finite(x):  # else this member sends nothing, and owes what it did
+            self._states[fragment] = replace(self._states[fragment], owed=x.new_zeros(0))
+        return x
+
+    def _exchange_buffers(self, number: int) -> Handle[BufferRows]:
+        route = rounds.route_of(self._method, self._terms, self._link, 0, number)
+        ranks = rounds.witnesses(self._method, self._link, route)
+        header = Header(round=number, sender=self._link.rank, context=self._terms.context)
+        to = route.to if isinstance(route, Neighbours) else None
+        return self._buffers.exchange(self._link, ranks, header, to=to)
+
+    def _tell(self, step: int, x: Tensor, number: int) -> None:
+        """Tell all members what the pace to come depends on."""
+        pacing, before = self._pacing, self._counted[0]
+        mine = Told(self._clock.median(), float(self._samples - before[1]), self._lr(), *pacing.last)
+        header = Header(round=number, sender=self._link.rank, context=self._terms.context)
+        self._asked = rounds.tell(self._link, mine, header)
+        self._pacing = replace(pacing, since=step, local=0, size2=float(x.square().sum()))
+
+    def _decide(self, pacer: Pacer, combined: Combined, took_part: bool) -> None:
+        """A round has ended: take in what all have told with it."""
+        if self._asked is None:  # what was told was lost with a member, and the run went on from there
+            return
+        told, self._asked = self._asked.wait(), None
+        if self._island is not None:
+            told = self._island.told(told)
+        update2 = 0.0 if combined.update is None else float(combined.update.square().sum())
+        last = (combined.job_s, self._pacing.size2 if took_part else -1.0, update2)
+        self._pacing = replace(self._pacing, last=last, decided=pacer.decide(self._pacing.pace, told))
+
+    def _weight(self, fragment: int) -> float:
         last_step, last_samples = self._counted[fragment]
-        return float(self._samples - last_samples if self._counts_samples else step - last_step)
+        return float(self._samples - last_samples if self._counts_samples else self._made - last_step)
 
     def _shared(self, fragment: int, state: FragmentState) -> Tensor | None:
         """What the verdict compares beside the result, if it is this round's turn."""
-        if not self._method.topology.consensus or len(self._link.members) == 1:
+        if not self._method.topology.consensus or not self._is_common(state) or len(self._link.members) == 1:
             return None
         gradient = self._method.payload.kind == "gradient"
         every = max(_COMPARE_GRADIENT_STEPS if gradient else 1, self._fragments.sizes[fragment] // _COMPARE_ELEMENTS)
@@ -439,24 +680,36 @@ class Synchronizer:
             return None
         return self._fragments.gather(fragment) if gradient else state.anchor
 
-    def _finish(self, entry: tuple[UnderWay, Handle[BufferRows] | None]) -> None:
+    def _finish(self, entry: tuple[UnderWay, Handle[BufferRows] | None], fresh: Tensor = _NOTHING) -> Tensor:
+        """Take a round's result in.
+
+        fresh    [n] what the fragment's next round sends, if that begins now; else empty
+        returns  the same, and what this round was to send if it had no effect
+        """
         under_way, rows = entry
         fragment, before = under_way.fragment, self._link.now()
         combined = under_way.result.wait()
         buffers = None if rows is None else rows.wait()
         arrived = self._link.now()
         self._under_way.remove(entry)
-        due = rounds.witnesses(self._method, self._link, self._terms.key(under_way.round, fragment))
-        state, outcome = rounds.finish(self._method, under_way, combined, self.step, self._states[fragment], due)
+        route = rounds.route_of(self._method, self._terms, self._link, fragment, under_way.round)
+        witnesses = rounds.witnesses(self._method, self._link, route)
+        due = tuple(rank for rank in witnesses if rank not in combined.damaged)
+        state, outcome = rounds.finish(
+            self._outers[fragment], under_way, combined, self.step, self._states[fragment], due, self._lr()
+        )
         self._states[fragment] = state
         if isinstance(outcome, Skipped):
             self._on_skipped(outcome, state)
+            fresh = self._owe(under_way, fresh)
         else:
             self._counted[fragment] = under_way.counted
-            self._apply(under_way, combined, outcome)
+            self._apply(under_way, combined, outcome, fresh)
             if buffers is not None:
-                self._buffers.scatter(*average(buffers, outcome.ranks))
+                self._buffers.scatter(*average(buffers, shares(route, self._link.rank, outcome.ranks)))
             self._on_committed(outcome, state, due)
+        if self._pacer is not None:
+            self._decide(self._pacer, combined, took_part=self._link.rank in combined.ranks)
         waited = arrived - before
         encoded = min(waited, combined.encode_s)
         self.timing += Timing(
@@ -467,36 +720,90 @@ class Synchronizer:
         )
         if self._observer is not None:
             self._observer(outcome)
+        return fresh
 
-    def _apply(self, under_way: UnderWay, combined: Combined, outcome: Committed) -> None:
-        """Write the result into the model: gradients before a step, parameters after it."""
+    def _lr(self) -> float:
+        """The inner learning rate, of the optimizer's first group."""
+        return float(self._optimizers[0].param_groups[0]["lr"])
+
+    def _owe(self, under_way: UnderWay, fresh: Tensor) -> Tensor:
+        """A round had no effect. Unless parameters still hold what it was to send, the next one sends it too."""
         fragment, state = under_way.fragment, self._states[under_way.fragment]
+        if not back_to_back(self._method.schedule):
+            return fresh
+        if not fresh.numel():
+            self._states[fragment] = owing(state, under_way)
+            return fresh
+        if self._is_finite(under_way.x):
+            if self._is_finite(fresh):
+                fresh = fresh + under_way.x
+            else:  # then it waits for a round that this member has something to say in
+                self._states[fragment] = replace(state, owed=under_way.x)
+        live = self._fragments.gather(fragment)
+        self._merge(fragment, Mine(live, under_way.live, fresh=fresh, members=len(self._link.members)))
+        return fresh
+
+    def _merge(self, fragment: int, mine: Mine) -> None:
+        """Set the live parameters to what the outer step makes of them."""
+        state, outer = self._states[fragment], self._outers[fragment]
+        merged, own = outer.merge(mine, state.anchor, state.own, Now(state.committed, self._lr()))
+        if not mine.fresh.numel() and back_to_back(self._method.schedule):  # nothing begins: local steps stay
+            merged = merged + (mine.live - mine.sent)
+        if back_to_back(self._method.schedule) and not self._is_finite(mine.fresh, merged):
+            self._start_over(fragment)
+            return
+        self._fragments.scatter(fragment, merged)
+        self._states[fragment] = replace(state, own=own)
+        if outer.restarts:
+            self._forget(fragment)
+
+    def _is_finite(self, *vectors: Tensor) -> bool:
+        """Whether they are, on all members of an island."""
+        healthy = all(finite(vector) for vector in vectors)
+        return healthy if self._island is None else self._island.all_of(healthy)
+
+    def _start_over(self, fragment: int) -> None:
+        """Take the common model with a fresh inner state: this member's own values are not finite."""
+        state = self._states[fragment]
+        self._fragments.scatter(fragment, state.anchor)
+        self._states[fragment] = replace(state, own={})
+        self._forget(fragment)
+
+    def _forget(self, fragment: int) -> None:
+        """Inner optimizers begin anew with a fragment's parameters."""
+        named = dict(self._model.named_parameters())
+        for name in self._fragments.names(fragment):
+            for optimizer in self._optimizers:
+                inner_state(optimizer).pop(named[name], None)
+
+    def _apply(self, under_way: UnderWay, combined: Combined, outcome: Committed, fresh: Tensor) -> None:
+        """Write the result into the model: gradients before a step, parameters after it."""
+        fragment = under_way.fragment
         assert combined.update is not None
         if self._method.payload.kind == "gradient":
             if self._method.payload.in_steps:
                 rates = self._rates(fragment)
                 self._fragments.scatter_gradients(fragment, (combined.update / rates).masked_fill_(rates == 0, 0.0))
-            elif combined.update.data_ptr() != under_way.sent.data_ptr():  # else nobody's but its own came back
+            elif self._fragments.is_shared or combined.update.data_ptr() != under_way.live.data_ptr():
+                # else nobody's but its own came back
                 self._fragments.scatter_gradients(fragment, combined.update)
-        elif self._link.rank in outcome.ranks:
-            live = self._fragments.gather(fragment)
-            self._fragments.scatter(fragment, self._method.outer.merge(live, state.anchor, under_way.sent))
-        else:  # this member's own values were not finite: it takes the others' model, with a fresh inner state
-            self._fragments.scatter(fragment, state.anchor)
-            named = dict(self._model.named_parameters())
-            for name in self._fragments.names(fragment):
-                self._optimizer.state.pop(named[name], None)
+        elif self._link.rank in outcome.ranks or back_to_back(self._method.schedule):
+            live, members = self._fragments.gather(fragment), len(outcome.ranks)
+            mine = Mine(live, under_way.live, combined.update, combined.counted, fresh, members)
+            self._merge(fragment, mine)
+        else:
+            self._start_over(fragment)
 
     def _rates(self, fragment: int) -> Tensor:
         """Learning rates of a fragment's parameters, 1 for those that the optimizer lacks.  [n], or [] if all alike"""
-        rate_of = {id(p): float(group["lr"]) for group in self._optimizer.param_groups for p in group["params"]}
+        groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
+        rate_of = {id(p): float(group["lr"]) for group in groups for p in group["params"]}
         named, device = dict(self._model.named_parameters()), self._fragments.device
         parts = [named[name] for name in self._fragments.names(fragment)]
         rates = [rate_of.get(id(p), 1.0) for p in parts]
         if len(set(rates)) == 1:
             return torch.tensor(rates[0], device=device)
-        pieces = zip(parts, rates, strict=True)
-        return torch.cat([torch.full((p.numel(),), rate, device=device) for p, rate in pieces])
+        return self._fragments.spread(fragment, rates)
 
     @property
     def _scales_gradients(self) -> bool:
@@ -558,9 +865,16 @@ def _order(entry: tuple[UnderWay, Handle[BufferRows] | None]) -> tuple[int, int]
     return entry[0].due, entry[0].fragment
 
 
-def _check_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def _check_parameters(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    if not optimizers:
+        raise ConfigError(
+            "no optimizer was handed over",
+            expected="an optimizer, or several over disjoint parameters",
+            mend="synchronize(model, [muon, adamw], method, link)",
+        )
     ours = {id(p) for p in model.parameters()}
-    strangers = [p for group in optimizer.param_groups for p in group["params"] if id(p) not in ours]
+    held = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+    strangers = [p for p in held if id(p) not in ours]
     if strangers:
         raise ConfigError(
             f"the optimizer holds {len(strangers)} parameter(s) that the model does not have, "
@@ -568,6 +882,43 @@ def _check_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> Non
             expected="an optimizer over parameters of the model that is synchronised",
             mend="put all trained modules into one nn.ModuleList and synchronise that",
         )
+    sets = [{id(p) for group in optimizer.param_groups for p in group["params"]} for optimizer in optimizers]
+    twice = sum(map(len, sets)) - len(set().union(*sets))
+    if twice:
+        names = ", ".join(type(optimizer).__name__ for optimizer in optimizers)
+        raise ConfigError(
+            f"{twice} parameter(s) of more than one of {names}",
+            expected="optimizers over disjoint parameters",
+            mend="give each parameter to one of them",
+        )
+
+
+def _check_island(model: nn.Module, plan: Method | Phases, island: Island | None) -> None:
+    """A model that several processes have only together, or keep alike, wants to know them."""
+    sharded = any(is_dtensor(p) for p in model.parameters())
+    replicated = any(isinstance(module, nn.parallel.DistributedDataParallel) for module in model.modules())
+    if island is None and (sharded or replicated):
+        told = "has parameters sharded over processes" if sharded else "is averaged over processes in every step (DDP)"
+        raise ConfigError(
+            f"this {type(model).__name__} {told}, and the link knows no island of them",
+            expected="a link that knows who holds the model with this member: they leave out a round together",
+            mend='mesh = init_device_mesh("cpu", (islands, members), mesh_dim_names=("across", "within")), then '
+            'thinwire.join(across=mesh["across"], within=mesh["within"])',
+        )
+    for method in (plan.first, plan.then) if isinstance(plan, Phases) else (plan,):
+        if island is not None and method.aggregator.needs == "rows":
+            raise ConfigError(
+                f"aggregator {method.aggregator!r} within an island: each part of the model would choose for itself",
+                expected="a rule that goes by coordinates, whose choice on a part is that on the whole",
+                mend="use Mean(), Median() or TrimmedMean(...) with islands",
+            )
+
+
+def _shards(model: nn.Module, inner: Link) -> str:
+    """Which part of its island's model a member has, in words."""
+    place = f"part {inner.rank + 1} of {len(inner.members)} of an island's model"
+    found = layout(model)
+    return f"{place} ({found})" if found else place
 
 
 def _check_momentum(optimizer: torch.optim.Optimizer, plan: Method | Phases) -> None:

@@ -8,20 +8,22 @@ Which one it is follows from what codec and rule declare, never from their names
                      shard of all contributions and sends the result, encoded again, to all
     gather           everything else, and groups of two: everybody gets all contributions and combines them itself
 
+In a graph there is one way, `mingle`: a member tells its neighbours and averages those that it hears.
+
 Contributions are combined in ascending order of rank, and a member applies the decoded form of what it sent, so all
-members hold the same bits afterwards, whatever the link.
+members of a group hold the same bits afterwards, whatever the link.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from thinwire.aggregators import Aggregator
+from thinwire.aggregators import Aggregator, WeightedMean
 from thinwire.codecs import How
 from thinwire.codecs.base import Codec
 from thinwire.codecs.precision import FP32
@@ -29,7 +31,7 @@ from thinwire.errors import PacketError
 from thinwire.links.base import Channel
 from thinwire.packet import Flag, Header, Kind, Layout, Packet, check, read, wire_bytes
 from thinwire.randomness import mix
-from thinwire.topologies import Group, Route
+from thinwire.routes import Group, Neighbours, Route, shares
 
 _ALIGN = 256  # shards begin at multiples of this many elements, so that blocks of a quantiser are rarely cut
 
@@ -39,7 +41,9 @@ class Exchange:
     """Everything a round needs beside the vectors.
 
     how        the codec, fitted to the fragment, with its memory and its stages if it has them
-    ranks of `route` are the members that combine; `witnesses` those whose results must agree at the end
+    recalls    whether it is asked what was counted as this member's
+    ranks of `route` are the members that combine; `witnesses` those whose results must agree at the end, if it is not
+    a graph
     """
 
     channel: Channel
@@ -51,6 +55,7 @@ class Exchange:
     header: Header
     key: int
     now: Callable[[], float]
+    recalls: bool = False
 
     @property
     def what(self) -> str:
@@ -101,6 +106,20 @@ class Outcome:
     combined: Tensor | None
     sent: Tensor | None = None
     dropped: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Mingled:
+    """What came back from a graph's neighbours.
+
+    combined  [n], or None if nobody's values are finite
+    present   ranks that it is made of, ascending
+    damaged   ranks that were left out because their packets were
+    """
+
+    combined: Tensor | None
+    present: tuple[int, ...]
+    damaged: tuple[int, ...]
 
 
 @dataclass
@@ -156,6 +175,31 @@ def carry(work: Work, route: Group, leg: Leg) -> Outcome:
     return _gather(work, route, leg)
 
 
+def mingle(work: Work, route: Neighbours, leg: Leg) -> Mingled:
+    """Tell some members, hear some, and take the mean of these and the own vector by the route's weights."""
+    ex, n, codec = work.ex, leg.x.numel(), leg.codec
+    keys = {sender: mix(leg.key, 0, sender) for sender in route.weights}
+    packet = Packet(codec.spec, n, codec.encode(leg.x, keys[ex.rank]), leg.header(ex))
+    told, heard = (others_of(tuple(sorted({*ranks, ex.rank})), ex.rank) for ranks in (route.to, route.weights))
+    arrived = work.swap(
+        dict.fromkeys(told, packet),
+        {rank: replace(ex.header, sender=rank) for rank in heard},
+        codec.spec,
+        dict.fromkeys(heard, codec.layout(n)),
+        dict.fromkeys(heard, n),
+    )
+    rows, damaged = {}, []
+    for sender, found in sorted({**arrived, ex.rank: packet}.items()):
+        row = None if found is None else work.decode(found, codec, n, keys[sender], leg.x.device)
+        if found is None or row is None:
+            damaged.append(sender)
+        elif not found.header.flags & Flag.ABSTAINS:
+            rows[sender] = row
+    weights = shares(route, ex.rank, rows)
+    combined = merge(WeightedMean(), *rows_of(((row, weights[rank]) for rank, row in rows.items()), leg.x))
+    return Mingled(combined, tuple(rows), tuple(damaged))
+
+
 def _gather(work: Work, route: Group, leg: Leg) -> Outcome:
     """Everybody sends its contribution to all and combines all of them."""
     ex, n, codec = work.ex, leg.x.numel(), leg.codec
@@ -181,18 +225,20 @@ def _gather(work: Work, route: Group, leg: Leg) -> Outcome:
 def _scatter_gather(work: Work, route: Group, leg: Leg) -> Outcome:
     """Each member combines one shard; everybody collects the combined shards."""
     ex, ranks, codec, x = work.ex, route.ranks, leg.codec, leg.x
-    bounds = dict(zip(ranks, shards(x.numel(), len(ranks)), strict=True))
+    bounds = dict(zip(ranks, shards(x.numel(), len(ranks), route.shares), strict=True))
     sizes = {rank: end - begin for rank, (begin, end) in bounds.items()}
     parts = {rank: codec.part(*bounds[rank]) for rank in ranks}
-    keys = {owner: {sender: mix(leg.key, 0, sender, owner) for sender in ranks} for owner in ranks}
+    of_mine = {owner: mix(leg.key, 0, ex.rank, owner) for owner in ranks}
+    for_mine = {sender: mix(leg.key, 0, sender, ex.rank) for sender in ranks}
+    header = leg.header(ex)
     packets = {
-        rank: Packet(codec.spec, sizes[rank], parts[rank].encode(x[begin:end], keys[rank][ex.rank]), leg.header(ex))
+        rank: Packet(codec.spec, sizes[rank], parts[rank].encode(x[begin:end], of_mine[rank]), header)
         for rank, (begin, end) in bounds.items()
     }
     arrived = _to_owners(work, route, leg, packets, parts[ex.rank], sizes)
     mine, part = sizes[ex.rank], parts[ex.rank]
     contributions = {**arrived, ex.rank: packets[ex.rank]}
-    read_of = decode_all(work, contributions, part, mine, keys[ex.rank], x.device)
+    read_of = decode_all(work, contributions, part, mine, for_mine, x.device)
     share = _share(contributions, read_of) if leg.tracks and read_of is not None else 1.0
     merged = None if read_of is None else merge(leg.rule, *rows_of(read_of.values(), x[:mine]))
     flags = Flag.FAILED if read_of is None else Flag.ABSTAINS if merged is None else 0
@@ -208,7 +254,7 @@ def _scatter_gather(work: Work, route: Group, leg: Leg) -> Outcome:
     combined = _joined(work, collected, parts, sizes, finals, x)
     sent = None
     if leg.tells:
-        read = (parts[rank].decode(p.fields, sizes[rank], keys[rank][ex.rank]) for rank, p in packets.items())
+        read = (parts[rank].decode(p.fields, sizes[rank], of_mine[rank]) for rank, p in packets.items())
         sent = torch.cat(list(read))
     return Outcome(None if combined is None else torch.cat([part for part, _ in combined]), sent, dropped)
 
@@ -216,7 +262,7 @@ def _scatter_gather(work: Work, route: Group, leg: Leg) -> Outcome:
 def _sum_packets(work: Work, route: Group, leg: Leg) -> Outcome:
     """Shards of packets are added by their owners without being decoded, and the sums decoded by all."""
     ex, ranks, codec, x = work.ex, route.ranks, leg.codec, leg.x
-    bounds = dict(zip(ranks, shards(x.numel(), len(ranks)), strict=True))
+    bounds = dict(zip(ranks, shards(x.numel(), len(ranks), route.shares), strict=True))
     sizes = {rank: end - begin for rank, (begin, end) in bounds.items()}
     parts = {rank: codec.part(*bounds[rank]) for rank in ranks}
     keys = {owner: mix(leg.key, 2, owner) for owner in ranks}  # of all senders: codes mean the same
@@ -315,11 +361,16 @@ def _joined(
     return found
 
 
-def shards(n: int, count: int) -> list[tuple[int, int]]:
-    """[begin, end) of each of `count` shards of n elements, as even as whole blocks of 256 allow; some may be empty."""
+def shards(n: int, count: int, shares: Sequence[float] = ()) -> list[tuple[int, int]]:
+    """[begin, end) of each of `count` shards of n elements, in blocks of 256; some may be empty.
+
+    shares  of each, in any unit; empty: as even as whole blocks allow
+    """
     blocks = -(-n // _ALIGN)
-    edges = [min(n, blocks * index // count * _ALIGN) for index in range(count + 1)]
-    return list(itertools.pairwise(edges))
+    ends = list(itertools.accumulate(shares, initial=0.0))
+    even = [blocks * index // count for index in range(count + 1)]
+    cuts = [round(blocks * end / ends[-1]) for end in ends] if shares else even
+    return list(itertools.pairwise(min(n, cut * _ALIGN) for cut in cuts))
 
 
 def decode_all(

@@ -18,6 +18,10 @@ OPTIONS = {
     "dgc": "--warmup 5 --codec topk(1/8)",
     "one_bit_adam": "--freeze 4",
     "sign_sgd": "--block 256",
+    "gossip": "--every 4 --topology exponential(one_peer=False)",
+    "late_merge": "--every 2 --merge 8 --rounds 2",
+    "demo": "--codec dct(1/8)",
+    "sparta": "--share 0.1",
 }
 
 

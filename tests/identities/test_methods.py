@@ -10,24 +10,38 @@ import thinwire
 from small import BATCH, adamw, batch, local_steps, loss_of, make_model, same, sgd, train
 from thinwire import (
     Network,
+    co2,
+    delayed,
+    demo,
     dgc,
     diloco,
+    eager,
     every_step,
     fedavg,
     flasc,
+    gossip,
+    late_merge,
     local_sgd,
+    muloco,
+    noloco,
     one_bit_adam,
     post_local_sgd,
     sign_sgd,
+    slowmo,
+    sparse_loco,
+    sparta,
     streaming_diloco,
 )
 from thinwire.aggregators import Median, TrimmedMean, WeightedMean
 from thinwire.codecs import (
     ErrorFeedback,
+    dct,
     fetchsgd,
     fp32,
     int4,
     int8,
+    kmeans,
+    layers,
     powersgd,
     randk,
     rows,
@@ -38,10 +52,10 @@ from thinwire.codecs import (
 )
 from thinwire.links.local import alone, run
 from thinwire.method import Method, Phases
-from thinwire.outer import SGD, Adam, Average, Mix, Nesterov, Rebase
+from thinwire.outer import SGD, Adam, Average, Mix, Nesterov, Rebase, Restart, Scheduled, per_group
 from thinwire.payloads import Delta, Parameters
 from thinwire.schedules import Every
-from thinwire.topologies import Everyone, Islands, RandomPairs
+from thinwire.topologies import Everyone, Exponential, Islands, RandomGraph, RandomPairs, Ring, Window
 
 #: Methods of every kind of part; each must pass every test of this list.
 METHODS = {
@@ -67,12 +81,37 @@ METHODS = {
     "streaming": streaming_diloco(every=4, fragments=2, overlap=1),
     "streaming deep": streaming_diloco(every=6, fragments=3, overlap=4, codec=int8()),
     "streaming rebase": streaming_diloco(every=4, fragments=2, overlap=2).but(outer=Rebase(Nesterov(0.4, 0.9))),
+    "delayed": delayed(every=3),
+    "delayed fragments": delayed(every=4, fragments=2, outer_lr=0.5, momentum=0.3, codec=topk(1 / 4)),
+    "eager": eager(every=3),
+    "eager fragments": eager(every=4, fragments=2, codec=topk(1 / 4)),
+    "eager islands": eager(every=3, codec=int4()).but(topology=Islands(2)),
+    "co2": co2(every=3, momentum=0.5, clip=0.01, penalty="gap"),
+    "slowmo": slowmo(every=3),
+    "groups": diloco(every=3).but(
+        outer=Restart(Scheduled(per_group(("*.bias", Adam()), rest=Nesterov(0.7, 0.9)), warmup=1))
+    ),
     "flasc": flasc(every=3),
+    "noloco": noloco(every=3),
+    "demo": demo(codec=dct(1 / 8)),
+    "sparta": sparta(share=0.1),
+    "sparta deep": sparta(share=0.2).but(schedule=Every(3, overlap=2)),
+    "muloco": muloco(every=3, codec=ErrorFeedback(layers(kmeans(4), small=16), decay=0.9)),
+    "sparse loco": sparse_loco(every=3, codec=topk(1 / 8, block=64) | kmeans(4)),
+    "diloco powersgd": diloco(every=3, codec=powersgd(2)),
     "diloco randk": diloco(every=3, codec=randk(1 / 4)),
     "diloco rows": diloco(every=3, codec=rows(1 / 4, width=8) | int8()),
     "islands": diloco(every=3, codec=int8()).but(topology=Islands(2)),
     "islands within islands": diloco(every=3).but(topology=Islands(2, between=Islands(2))),
     "pairs": local_sgd(every=2).but(topology=RandomPairs()),
+    "ring": gossip(every=2),
+    "one peer": gossip(every=1, topology=Exponential()),
+    "random graph in flight": Method(
+        schedule=Every(4, 2), payload=Parameters(2), outer=Mix(Average(), 0.5), topology=RandomGraph(1)
+    ),
+    "some pairs": gossip(every=1, topology=RandomPairs(0.5)),
+    "window": gossip(every=1, topology=Window(2, 3, outside=Ring())),
+    "late merge": late_merge(every=2, merge=7, rounds=2),
     "median": diloco(every=3).but(aggregator=Median()),
     "trimmed": diloco(every=3, codec=int8()).but(aggregator=TrimmedMean(0.3)),
 }
@@ -206,7 +245,7 @@ def _local_training(steps: int) -> list[Tensor]:
 @pytest.mark.parametrize(
     "method",
     [every_step(), local_sgd(every=3), fedavg(every=3), post_local_sgd(switch=4, every=3),
-     local_sgd(every=2).but(topology=RandomPairs())],
+     local_sgd(every=2).but(topology=RandomPairs()), gossip(every=2), late_merge(every=2, merge=6)],
     ids=str,
 )  # fmt: skip
 def test_one_member_of_an_averaging_method_trains_locally_to_the_bit(method):

@@ -138,6 +138,79 @@ def test_rates_are_each_members_own():
     assert run(3, member, Network(down_bits_per_s=[None, 8000, 2000])) == [0.0, 1.0, 4.0]
 
 
+def one_way(link, ways):
+    """Messages of 1000 bytes from sender to receiver, in order; when each receiver had each of its own."""
+    channels, at = [link.open("test") for _ in ways], {}
+    for channel, (sender, receiver) in zip(channels, ways, strict=True):
+        if link.rank == sender:
+            channel.exchange({receiver: message(1000)}, {}, "out")
+    for channel, (sender, receiver) in zip(channels, ways, strict=True):
+        if link.rank == receiver:
+            channel.exchange({}, {sender: 1000}, "in")
+            at[sender] = link.now()
+    return at
+
+
+def test_what_is_there_first_goes_down_first_whoever_was_asked_first():
+    """Member 0 sends to 1 for a second, then to 2; what 1 sends to 2 is there meanwhile."""
+    times = run(3, lambda link: one_way(link, [(0, 1), (1, 2), (0, 2)]), Network(8000, 8000))
+    assert times == [{}, {0: 1.0}, {1: 1.0, 0: 2.0}]
+
+
+def test_a_slow_sender_leaves_room_on_the_receivers_link():
+    """Member 0 takes 10 s to send what member 2 could take in 1 s; what member 1 sends meanwhile is not held up."""
+    network = Network(up_bits_per_s=[800, None, None], down_bits_per_s=8000)
+    assert run(3, lambda link: one_way(link, [(1, 2), (0, 2)]), network)[2] == {1: 2.0, 0: 10.0}
+
+
+def test_small_messages_pass_between_the_frames_of_large_ones():
+    """A member sends 1000 bytes, then 100: 1 s and 0.1 s alone. The small one's time is the next large one's delay."""
+
+    def member(link):
+        large, small, last = (link.open("test") for _ in range(3))
+        if link.rank == 0:
+            large.exchange({1: message(1000)}, {}, "large")
+            small.exchange({1: message(100)}, {}, "small")
+            last.exchange({1: message(1000)}, {}, "large")
+            return None
+        times = []
+        for channel in (small, large, last):
+            channel.exchange({}, {0: 1000}, "in")
+            times.append(link.now())
+        return times
+
+    assert run(2, member, Network(up_bits_per_s=8000))[1] == [0.1, 1.0, 2.1]
+    assert run(2, member, Network(down_bits_per_s=8000))[1] == [0.1, 1.0, 2.1]
+    several = run(2, lambda link: to_all(link, 10) and [to_all(link, 10), link.now()][1], Network(up_bits_per_s=800))
+    assert several == [0.2, 0.2], "small ones queue behind each other"
+
+
+def test_a_message_takes_the_mean_of_both_ends_latencies():
+    times = run(3, lambda link: one_way(link, [(0, 1), (1, 2), (0, 2)]), Network(latency_s=[0.5, 1.5, 3.5]))
+    assert times == [{}, {0: 1.0}, {1: 2.5, 0: 2.5}]
+
+
+def test_jitter_is_log_normal_and_the_same_every_time():
+    """Of 400 messages: the mean of the logarithms within 4 standard errors, their deviation within 4 of its own."""
+
+    def member(link):
+        channels = [link.open("test") for _ in range(400)]
+        if link.rank == 0:
+            for channel in channels:
+                channel.exchange({1: message(1)}, {}, "out")
+            return []
+        jobs = [link.spawn(lambda each=each: (each.exchange({}, {0: 1}, "in"), link.now()), "in") for each in channels]
+        return [job.wait()[1] for job in jobs]
+
+    assert run(2, member, Network(latency_s=2.0))[1] == [2.0] * 400
+    jittery = Network(latency_s=2.0, jitter=0.5)
+    waits = run(2, member, jittery)[1]
+    assert waits == run(2, member, jittery)[1]
+    logarithms = np.log(np.array(waits) / 2.0)
+    assert abs(logarithms.mean()) < 4 * 0.5 / 400**0.5
+    assert abs(logarithms.std() - 0.5) < 4 * 0.5 / 800**0.5
+
+
 def test_sending_costs_the_sender_no_time_but_its_link():
     def member(link):
         channel = link.open("test")

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,9 @@ from member import every_method
 
 import thinwire
 from small import same
+from thinwire.links.crew import Crew
 from thinwire.links.joining import join
-from thinwire.links.torch import time_limit_s
+from thinwire.links.torch import Pace, time_limit_s
 
 TESTS = Path(__file__).parents[1]
 
@@ -61,6 +63,16 @@ def test_every_method_gives_the_bits_of_the_local_link(tmp_path):
 
 
 @pytest.mark.slow
+def test_asynchronous_pushes_arrive_as_they_come_and_all_end_with_one_model(tmp_path):
+    results, _ = members("asynchronous", tmp_path)
+    assert all(torch.equal(each["live"], results[0]["live"]) for each in results)
+    assert {member for member, _ in results[0]["log"]} == {0, 1, 2}
+    assert 30 <= len(results[0]["log"]) <= 36, "and the last of those under way"
+    assert len(results[0]["log"]) == sum(each["pushes"] for each in results)
+    assert results[0]["loss"] < 1.2, "1.6 before"
+
+
+@pytest.mark.slow
 def test_a_member_that_dies_in_mid_round_is_named_and_nothing_committed_is_lost(tmp_path):
     results, _ = members("dies_in_round", tmp_path, expect={1: 9})
     for rank in (0, 2):
@@ -87,10 +99,63 @@ def test_other_initial_weights_are_refused_on_all_members(tmp_path):
         assert "thinwire.broadcast(model, link)" in text
 
 
+@pytest.mark.slow
+def test_any_number_of_exchanges_may_be_under_way_in_any_order(tmp_path):
+    results, _ = members("many_at_once", tmp_path)
+    for rank, told in enumerate(results):
+        assert told == [dict.fromkeys({0, 1, 2} - {rank}, number) for number in range(20)]
+
+
+@pytest.mark.slow
+def test_an_engine_that_pairs_messages_by_their_order_gets_one_order_on_all_members(tmp_path):
+    results, _ = members("one_by_one", tmp_path)
+    for rank, (log, told) in enumerate(results):
+        assert log == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6]
+        assert told == [dict.fromkeys({0, 1, 2} - {rank}, number) for number in range(6)]
+
+
 def test_time_limits_follow_payload_and_link():
     assert time_limit_s(0, 1e6, 0) == 60
     assert time_limit_s(10_000_000, 1e6, 0) == 160
     assert time_limit_s(0, 1e6, 12) == 180
+
+
+def test_a_fast_peer_does_not_shorten_a_slow_ones_time_limit():
+    """10 MB at 100 Mbit/s with member 1; member 2, whom nobody has met, may be at 1 Mbit/s as at the start."""
+    pace = Pace()
+    assert pace.begin({1: 10_000_000}) == 60 + 800
+    pace.end({1: 10_000_000}, {1: 0.8})
+    assert pace.begin({1: 10_000_000}) == pytest.approx(60 + 8 + 8)
+    pace.end({1: 10_000_000}, {1: 0.8})
+    assert pace.begin({1: 10_000_000, 2: 0}) == pytest.approx(60 + 800 + 8)
+
+
+def test_what_else_is_under_way_lengthens_a_time_limit():
+    pace = Pace()
+    assert [pace.begin({1: 10_000_000}) for _ in range(3)] == [60 + 800, 60 + 1600, 60 + 2400]
+    for _ in range(2):
+        pace.end({1: 10_000_000}, {})
+    assert pace.begin({1: 10_000_000}) == 60 + 1600
+
+
+def test_the_slowest_time_counts_and_small_messages_tell_nothing_of_the_rate():
+    pace = Pace()
+    for size, seconds in ((1_000_000, 1.0), (1_000_000, 4.0), (1_000_000, 2.0), (1_000, 8.0)):
+        pace.begin({1: size})
+        pace.end({1: size}, {1: seconds})
+    assert pace.begin({1: 1_000_000}) == pytest.approx(60 + 40 + 80)
+
+
+def test_threads_are_kept_for_the_next_task_and_a_stuck_one_holds_up_no_other():
+    crew, gate = Crew(), threading.Event()
+    stuck = crew.do(lambda: gate.wait(60) and threading.get_ident())
+    idents = {crew.do(threading.get_ident).result(60) for _ in range(5)}
+    assert len(idents) == 1
+    gate.set()
+    assert stuck.result(60) not in idents
+    with pytest.raises(KeyError, match="inside"):
+        crew.do(lambda: {}["inside"]).result(60)
+    crew.close()
 
 
 def test_requests_that_cannot_be_met():

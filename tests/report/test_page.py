@@ -187,6 +187,21 @@ def test_runs_whose_bytes_differ_widely_share_a_logarithmic_axis():
     assert len({round(b / a, 6) for a, b in pairwise(far)}) == 1
 
 
+def test_exposed_and_hidden_seconds_are_told_apart():
+    """Member 0 waited 2 s and member 1 4 s, beside 1 s of coding each; 30 s and 10 s ran beside the compute."""
+    one = record("one", members=(member(0, hidden_s=30.0), member(1, wait_s=4.0, hidden_s=10.0)))
+    words = " ".join(" ".join(Reader(page([one], title="t")).texts).split())
+    assert "Exposed communication 4.00 s 38.1 % of the members' time, which stood still" in words
+    assert "Hidden communication 20.0 s beside the compute" in words
+    assert "Exposed: a member stood still for a round, for the link (wait) or for its own coding (encode)." in words
+    two = page([record("other", members=(member(wait_s=7.0, hidden_s=0.5),)), one], title="t")
+    table = two[two.index("Comparison") : two.index("What was run")].replace("\n", "")
+    rows = re.findall(r"<tr>.*?</tr>", table)
+    cells = [[re.sub("<[^>]*>", "", cell) for cell in re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row)] for row in rows]
+    at = cells[0].index("Exposed")
+    assert [row[at : at + 2] for row in cells] == [["Exposed", "Hidden"], ["8.00 s", "500 ms"], ["4.00 s", "20.0 s"]]
+
+
 def test_what_should_be_equal_and_is_not_is_said():
     text = page([record(), replace(record(), network="1 Gbit/s", seed=8)], title="t")
     assert "These runs also differ in: network, seed. Compare with care." in text

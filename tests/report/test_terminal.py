@@ -31,6 +31,7 @@ def test_run_summary():
         "topk(0.015625) | int4",
         "20 Mbit/s up and down, 40 ms (simulated clock)",
         "1.00 MB",
+        "3.00 s exposed, 500 ms hidden",
         "00ff",
     ):
         assert words in text

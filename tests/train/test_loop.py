@@ -31,9 +31,20 @@ OPTIONS = {
     "diloco": {"every": 4, "codec": "int4"},
     "streaming": {"every": 4, "fragments": 2, "overlap": 1},
     "flasc": {"every": 4},
+    "eager": {"every": 4, "fragments": 2},
+    "delayed": {"every": 4},
+    "co2": {"every": 4, "momentum": 0.2, "penalty": "gap"},
+    "slowmo": {"every": 4},
+    "muloco": {"every": 4, "codec": "feedback(layers(kmeans(4), small=16), decay=0.9)"},
+    "sparse_loco": {"every": 4, "codec": "topk(1/8, block=64) | kmeans(4)"},
+    "gossip": {"every": 4, "topology": "torus"},
+    "late_merge": {"every": 4, "merge": 20, "topology": "pairs(0.8)"},
     "dgc": {"codec": "topk(1/8)", "warmup": 5},
     "one_bit_adam": {"freeze": 6},
     "sign_sgd": {},
+    "demo": {"codec": "dct(1/8)"},
+    "noloco": {"every": 4},
+    "sparta": {"share": 0.1, "every": 2},
 }
 
 
@@ -139,6 +150,9 @@ def test_accumulation_is_one_larger_batch(tmp_path):
         {"optimizer": OptimizerOptions(lr=1e-2, schedule="cosine")},
         {"optimizer": OptimizerOptions(lr=1e-2, warmup_steps=5)},
         {"optimizer": OptimizerOptions("SGD", lr=1e-2)},
+        {"optimizer": OptimizerOptions("Muon", lr=1e-2)},
+        {"optimizer": OptimizerOptions("LAMB", lr=1e-2)},
+        {"optimizer": OptimizerOptions("LARS", lr=1.0)},
         {"method": MethodOptions("diloco", {"every": 4, "outer_lr": 0.5})},
     ],
     ids=str,
@@ -367,6 +381,18 @@ def test_an_ended_run_may_go_on_further(tmp_path):
     run = tiny_run(tmp_path / "parts", steps=12)
     carry_out(run)
     assert carry_out(replace(run, steps=20), resume=True).digest == whole.digest
+
+
+@pytest.mark.parametrize("name", ["Muon", "LAMB", "LARS"])
+@pytest.mark.parametrize("method", ["ddp", "diloco"])
+def test_optimizers_of_matrices_resume_to_the_bit(tmp_path, name, method):
+    """Two optimizers, a warm-up and a cosine in the middle; state of a library of its own."""
+    options = OptimizerOptions(name, lr=1e-2, warmup_steps=3, schedule="cosine")
+    method_options = {"every": 4} if method == "diloco" else {}
+    whole = carry_out(tiny_run(tmp_path / "whole", method, method_options, steps=12, optimizer=options))
+    run = tiny_run(tmp_path / "parts", method, method_options, steps=12, optimizer=options)
+    assert carry_out(run, stop_at_call=2) is None
+    assert carry_out(run, resume=True).digest == whole.digest
 
 
 def test_members_take_another_ones_checkpoint_where_they_have_none(tmp_path, caplog):

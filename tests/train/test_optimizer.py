@@ -10,7 +10,7 @@ def test_options_reach_the_class():
     model = nn.Linear(2, 2)
     model.bias.requires_grad_(False)
     options = OptimizerOptions("SGD", lr=0.5, options={"momentum": 0.9, "nesterov": True})
-    optimizer = options.build(model.parameters())
+    (optimizer,) = options.build(model)
     assert isinstance(optimizer, torch.optim.SGD)
     group = optimizer.param_groups[0]
     assert (group["lr"], group["momentum"], group["nesterov"]) == (0.5, 0.9, True)
@@ -46,7 +46,7 @@ def test_cosine_falls_from_lr_to_zero():
 def test_what_the_class_refuses():
     options = OptimizerOptions(options={"betas": (2.0, 0.9)})
     with pytest.raises(ConfigError) as caught:
-        options.build(nn.Linear(1, 1).parameters())
+        options.build(nn.Linear(1, 1))
     assert caught.value.wrong == (
         "torch.optim.AdamW refuses lr=0.002 with {'betas': (2.0, 0.9)}: Invalid beta parameter at index 0: 2.0"
     )

@@ -6,6 +6,7 @@ from thinwire.aggregators.base import Aggregator, Needs
 from thinwire.aggregators.majority import Majority
 from thinwire.aggregators.mean import Mean, WeightedMean
 from thinwire.aggregators.robust import Median, TrimmedMean
+from thinwire.aggregators.signs import Signs
 
 #: Every rule by the name used in expressions.
 AGGREGATORS: Mapping[str, Callable[..., Aggregator]] = {
@@ -14,6 +15,7 @@ AGGREGATORS: Mapping[str, Callable[..., Aggregator]] = {
     "trimmed_mean": TrimmedMean,
     "median": Median,
     "majority": Majority,
+    "signs": Signs,
 }
 
-__all__ = ["AGGREGATORS", "Aggregator", "Majority", "Mean", "Median", "Needs", "TrimmedMean", "WeightedMean"]
+__all__ = ["AGGREGATORS", "Aggregator", "Majority", "Mean", "Median", "Needs", "Signs", "TrimmedMean", "WeightedMean"]

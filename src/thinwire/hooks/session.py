@@ -15,7 +15,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from thinwire import rounds
@@ -29,7 +28,6 @@ from thinwire.handshake import agree
 from thinwire.hooks.scatter import scatter_mean
 from thinwire.links.base import Channel, Handle, Link
 from thinwire.links.meter import Meter
-from thinwire.links.torch import TorchLink
 from thinwire.method import Method
 from thinwire.rounds import Committed, FragmentState, Skipped, Terms, UnderWay
 from thinwire.snapshot import pack_state, unpack_state, what_is_ours
@@ -38,7 +36,7 @@ from thinwire.version import __version__
 T = TypeVar("T")
 _log = logging.getLogger("thinwire")
 
-_BESIDE = 2  # rounds under way at a time: one is written while the other travels; a link has slots for eight
+_BESIDE = 2  # rounds under way at a time: one is written while the other travels, and no more memory is taken
 _PATIENCE_ROUNDS = 40  # in a row without finite values: a GradScaler looks for its scale by halving, 2^16 to 2^-24
 
 
@@ -59,15 +57,6 @@ def method_of(codec: str | How) -> Method:
     how = parse(codec) if isinstance(codec, str) else codec
     weighs = isinstance(how, Feedback) and how.weighs
     return Method(codec=how, aggregator=WeightedMean() if weighs else Mean())
-
-
-def link_beside(group: dist.ProcessGroup | None, timeout_s: float | None) -> Link:
-    """A link over the members of a process group. It has a Gloo group of its own: tags cannot meet the engine's."""
-    world = group is None or group == dist.group.WORLD
-    ranks = None if world else dist.get_process_group_ranks(group)
-    ours = dist.new_group(ranks, backend="gloo", use_local_synchronization=not world)
-    assert isinstance(ours, dist.ProcessGroup)
-    return TorchLink(ours, "gloo", timeout_s)
 
 
 class Session:
@@ -113,8 +102,8 @@ class Session:
         x  float32 [n] this member's, not to be changed until the round is finished
         """
         under_way, self._states[unit] = rounds.begin(
-            self.method, self._terms, self._link, unit, self._states[unit].begun + 1, x, 1.0, self._states[unit],
-            how=self._how[unit], seen=x, shared=None, counted=(0, 0),
+            self.method, self._terms, self._link, unit, self._states[unit].begun + 1, x, x, 1.0,
+            self._states[unit], how=self._how[unit], shared=None, counted=(0, 0),
         )  # fmt: skip
         return under_way
 
@@ -126,7 +115,8 @@ class Session:
         """
         combined = under_way.result.wait()
         unit, members = under_way.fragment, self._link.members
-        state, outcome = rounds.finish(self.method, under_way, combined, under_way.due, self._states[unit], members)
+        before, outer = self._states[unit], self.method.outer
+        state, outcome = rounds.finish(outer, under_way, combined, under_way.due, before, members, lr=1.0)
         self._states[unit] = state
         if isinstance(outcome, Committed):
             self._tell_who_was_left_out(unit, outcome.round, outcome.ranks)

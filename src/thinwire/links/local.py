@@ -5,19 +5,19 @@ a simulated time; whenever the running one makes a local step, waits or ends, th
 goes next. So the learning is real, the order of events is the one the simulated network would give, and the same call
 gives the same bits every time. Jobs beside the compute (`spawn`) are actors like the members.
 
-A message of b bytes leaves when the sender's up-link is free and takes 8b/up_rate there, travels for the latency, and
-takes 8b/down_rate on the receiver's down-link, which it shares with the other messages to that receiver, first come
-first served. Framing (TCP, IP, Ethernet: about 5 % at full frames) is not simulated. Encoding and decoding cost no
-simulated time.
+What a message takes is in network.py. Encoding and decoding cost no simulated time.
 """
 
 from __future__ import annotations
 
+import heapq
+import itertools
+import math
 import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar, cast
 
@@ -28,25 +28,9 @@ from torch import Tensor
 from thinwire.errors import ConfigError, PeerLost
 from thinwire.links.base import Link
 from thinwire.links.meter import Meter
+from thinwire.links.network import Address, Network, Wires, each
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Network:
-    """What is simulated. A single number holds for every member, a sequence gives one for each.
-
-    up_bits_per_s, down_bits_per_s  None is unlimited
-    latency_s                       one way, on top of the transmission
-    step_s                          cost of one local step
-    patience_s                      simulated seconds a member waits for a message before its peer counts as lost
-    """
-
-    up_bits_per_s: float | Sequence[float] | None = None
-    down_bits_per_s: float | Sequence[float] | None = None
-    latency_s: float = 0.0
-    step_s: float | Sequence[float] = 0.0
-    patience_s: float = 24 * 3600.0
 
 
 def run(members: int, work: Callable[[Link], T], network: Network | None = None) -> list[T]:
@@ -65,17 +49,27 @@ def alone() -> Link:
 
 
 class _Actor:
-    """A thread that takes turns. `ready_at` is when it may go on; None while it waits for something."""
+    """A thread that takes turns."""
 
-    def __init__(self, rank: int, time_s: float, number: int, main: bool) -> None:
-        self.rank, self.time_s, self.number, self.main = rank, time_s, number, main
+    def __init__(self, rank: int, time_s: float, number: int) -> None:
+        self.rank, self.time_s, self.number = rank, time_s, number
         self.turn = threading.Semaphore(0)
-        self.ready_at: float | None = time_s
-        self.deadline_s = float("inf")
+        self.deadline_s = math.inf
         self.waits_for: Callable[[], float | None] = lambda: None  # when it can go on, None: not yet
+        self.missing = 0  # messages that it waits for and nobody has sent
         self.timed_out = False
         self.ended = False
         self.random = _RandomState()
+
+
+@dataclass
+class _Message:
+    """In the mail. `due` is when its last bit is there, once it has landed."""
+
+    address: Address
+    buffer: Tensor
+    due: float
+    landed: bool = False
 
 
 class _RandomState:
@@ -93,15 +87,15 @@ class _RandomState:
 class _Simulation:
     def __init__(self, members: int, network: Network) -> None:
         self.members = tuple(range(members))
-        self.up_rate = _each(network.up_bits_per_s, members)
-        self.down_rate = _each(network.down_bits_per_s, members)
-        self.step_s = [seconds or 0.0 for seconds in _each(network.step_s, members)]
-        self.latency_s, self.patience_s = network.latency_s, network.patience_s
-        self.up_free = [0.0] * members
-        self.down_free = [0.0] * members
-        self.mail: dict[tuple[int, int, int, int], tuple[float, Tensor]] = {}  # channel, turn, from, to -> due, buffer
+        self.wires = Wires(network, members)
+        self.step_s = [seconds or 0.0 for seconds in each(network.step_s, members)]
+        self.patience_s = network.patience_s
+        self.mail: dict[Address, _Message] = {}
+        self.awaited: dict[Address, _Actor] = {}  # who waits for a message that has not landed
         self.left: dict[int, tuple[str, float]] = {}  # rank -> why it ended, and when
-        self.actors: list[_Actor] = []
+        self.numbers = itertools.count()
+        self.events: list[tuple[float, int, _Actor | _Message]] = []  # a heap: when, order of starting, who goes on
+        self.waiting: dict[int, _Actor] = {}  # by number
         self.local = threading.local()
         self.all_ended = threading.Event()
         self.errors: list[BaseException] = []
@@ -111,7 +105,7 @@ class _Simulation:
 
     def run(self, work: Callable[[Link], T]) -> list[T]:
         callers = _RandomState()
-        jobs = [self.start(rank, 0.0, self._member_job(rank, work), main=True) for rank in self.members]
+        jobs = [self.start(rank, 0.0, self._member_job(rank, work)) for rank in self.members]
         self._next()
         while not self.all_ended.wait(timeout=0.2):  # a time limit keeps the main thread open to Ctrl-C
             pass
@@ -133,13 +127,15 @@ class _Simulation:
                 raise
             finally:
                 self.left[rank] = why, self.me.time_s
+                for actor in list(self.waiting.values()):
+                    self._ask(actor)
 
         return job
 
-    def start(self, rank: int, time_s: float, job: Callable[[], T], *, main: bool) -> _Job[T]:
+    def start(self, rank: int, time_s: float, job: Callable[[], T]) -> _Job[T]:
         """A new actor; it runs when its turn comes."""
-        actor = _Actor(rank, time_s, len(self.actors), main)
-        self.actors.append(actor)
+        actor = _Actor(rank, time_s, next(self.numbers))
+        heapq.heappush(self.events, (time_s, actor.number, actor))
         handle = _Job[T](self, actor)
 
         def body() -> None:
@@ -150,11 +146,14 @@ class _Simulation:
                 handle.value = job()
             except BaseException as error:
                 handle.error = error
-            actor.ended, actor.ready_at = True, None
+            actor.ended = True
+            for waiter in handle.waiters:
+                self._ask(waiter)
             self._next()
 
         thread = threading.Thread(target=body, name=f"member {rank}", daemon=True)
-        self.threads = [each for each in self.threads if each.is_alive()]
+        if len(self.threads) > 2 * len(self.events) + 2 * len(self.waiting) + 64:
+            self.threads = [each for each in self.threads if each.is_alive()]
         self.threads.append(thread)
         thread.start()
         return handle
@@ -168,25 +167,35 @@ class _Simulation:
         actor.turn.release()
 
     def _choose(self) -> _Actor | None:
-        waiting = [actor for actor in self.actors if not actor.ended]
-        self.actors = [actor for actor in self.actors if not actor.ended]
-        for actor in waiting:
-            if actor.ready_at is None:
-                actor.ready_at = actor.waits_for()
-        runnable = [actor for actor in waiting if actor.ready_at is not None]
-        if not runnable:  # everybody waits for somebody: the first time limit to run out decides
-            if not waiting:
-                return None
-            late = min(waiting, key=lambda actor: (actor.deadline_s, actor.number))
-            late.timed_out, late.ready_at = True, late.deadline_s
-            return late
-        return min(runnable, key=lambda actor: (actor.ready_at or 0.0, actor.number))
+        while self.events:
+            at, _, event = heapq.heappop(self.events)
+            if isinstance(event, _Actor):
+                event.time_s = max(event.time_s, at)
+                return event
+            self._land(event, at)
+        if not self.waiting:
+            return None
+        # Everybody waits for somebody: the first time limit to run out decides.
+        actor = min(self.waiting.values(), key=lambda actor: (actor.deadline_s, actor.number))
+        del self.waiting[actor.number]
+        actor.timed_out, actor.time_s = True, max(actor.time_s, actor.deadline_s)
+        return actor
+
+    def _ask(self, actor: _Actor) -> None:
+        """Something happened that may let a waiting actor go on."""
+        if actor.number in self.waiting and (at := actor.waits_for()) is not None:
+            del self.waiting[actor.number]
+            heapq.heappush(self.events, (at, actor.number, actor))
 
     def pause(self, *, until: Callable[[], float | None], limit_s: float) -> bool:
-        """Give the turn away until `until` gives a time; returns False if the time limit ran out first."""
+        """Give the turn away until `until` gives a time; returns False if the time limit ran out first.
+
+        It is asked now, when the last missing message is sent, a member ends or a job that it is a waiter of does.
+        """
         actor = self.me
-        actor.waits_for, actor.deadline_s = until, actor.time_s + limit_s
-        actor.timed_out, actor.ready_at = False, None
+        actor.waits_for, actor.deadline_s, actor.timed_out = until, actor.time_s + limit_s, False
+        self.waiting[actor.number] = actor
+        self._ask(actor)
         chosen = self._choose()
         if chosen is not actor:
             assert chosen is not None
@@ -194,8 +203,6 @@ class _Simulation:
             chosen.turn.release()
             actor.turn.acquire()
             actor.random.swap_in()
-        # Whoever gave the turn back has set it; the type checker cannot see other threads.
-        actor.time_s = max(actor.time_s, cast("float", actor.ready_at))
         return not actor.timed_out
 
     @property
@@ -206,32 +213,48 @@ class _Simulation:
     # --- the network -------------------------------------------------------------------------------------------
 
     def send(self, channel: int, turn: int, to: int, buffer: Tensor) -> None:
-        sender, now, bits = self.me.rank, self.me.time_s, 8.0 * buffer.numel()
-        start = max(now, self.up_free[sender])
-        self.up_free[sender] = sent = start + _duration(bits, self.up_rate[sender])
-        landing = max(start + self.latency_s, self.down_free[to])
-        due = max(sent + self.latency_s, landing + _duration(bits, self.down_rate[to]))
-        self.down_free[to] = due
-        self.mail[channel, turn, sender, to] = (due, buffer.clone())
+        address = channel, turn, self.me.rank, to
+        first, last = self.wires.leave(address, buffer.numel(), self.me.time_s)
+        message = self.mail[address] = _Message(address, buffer, last)
+        heapq.heappush(self.events, (first, next(self.numbers), message))
+
+    def _land(self, message: _Message, first: float) -> None:
+        """The first bit is at the receiver's down-link: from here on it is known when the last one will be there."""
+        message.due = self.wires.arrive(message.address[3], message.buffer.numel(), first, message.due)
+        message.landed = True
+        receiver = self.awaited.pop(message.address, None)
+        if receiver is not None:
+            receiver.missing -= 1
+            if not receiver.missing:
+                self._ask(receiver)
 
     def receive(self, channel: int, turns: Mapping[int, int], what: str) -> dict[int, Tensor]:
-        me, senders = self.me.rank, list(turns)
-        keys = {rank: (channel, turn, rank, me) for rank, turn in turns.items()}
+        actor, mail = self.me, self.mail
+        keys = {rank: (channel, turn, rank, actor.rank) for rank, turn in turns.items()}
+        awaited = [key for key in keys.values() if not (key in mail and mail[key].landed)]
+        self.awaited.update(dict.fromkeys(awaited, actor))
+        actor.missing = len(awaited)
+
+        def unsent() -> list[int]:
+            return [rank for rank, key in keys.items() if key not in mail]
 
         def arrived() -> float | None:
-            missing = [rank for rank in senders if keys[rank] not in self.mail]
-            if not missing:
-                return max((self.mail[key][0] for key in keys.values()), default=0.0)
-            return min((self.left[rank][1] for rank in missing if rank in self.left), default=None)  # learnt at once
+            if not actor.missing:
+                return max((mail[key].due for key in keys.values()), default=0.0)
+            if not self.left:
+                return None
+            return min((self.left[rank][1] for rank in unsent() if rank in self.left), default=None)  # learnt at once
 
         in_time = self.pause(until=arrived, limit_s=self.patience_s)
-        missing = [rank for rank in senders if keys[rank] not in self.mail]
-        gone = [rank for rank in missing if rank in self.left]
-        if gone:
-            raise PeerLost(gone, during=what, why=self.left[gone[0]][0])
-        if not in_time:
-            raise PeerLost(missing, during=what, why=f"no answer within {self.patience_s:g} simulated seconds")
-        return {rank: self.mail.pop(key)[1] for rank, key in keys.items()}
+        if actor.missing:
+            for key in keys.values():
+                self.awaited.pop(key, None)
+            gone = [rank for rank in unsent() if rank in self.left]
+            if gone:
+                raise PeerLost(gone, during=what, why=self.left[gone[0]][0])
+            assert not in_time
+            raise PeerLost(unsent(), during=what, why=f"no answer within {self.patience_s:g} simulated seconds")
+        return {rank: mail.pop(key).buffer.clone() for rank, key in keys.items()}  # others may share it
 
 
 class _Job(Generic[T]):
@@ -241,6 +264,7 @@ class _Job(Generic[T]):
         self._simulation, self._actor = simulation, actor
         self.value: T | None = None
         self.error: BaseException | None = None
+        self.waiters: list[_Actor] = []
 
     def done(self) -> bool:
         return self._actor.ended and self._actor.time_s <= self._simulation.me.time_s
@@ -249,7 +273,8 @@ class _Job(Generic[T]):
         def ended() -> float | None:
             return self._actor.time_s if self._actor.ended else None
 
-        self._simulation.pause(until=ended, limit_s=float("inf"))
+        self.waiters.append(self._simulation.me)
+        self._simulation.pause(until=ended, limit_s=math.inf)
         if self.error is not None:
             raise self.error
         return cast(T, self.value)
@@ -262,8 +287,9 @@ class _LocalChannel:
         self._received: Counter[int] = Counter()
 
     def exchange(self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, int], what: str) -> dict[int, Tensor]:
-        for rank in outgoing:
-            self._simulation.send(self._number, self._sent[rank], rank, outgoing[rank])
+        copies = {id(buffer): buffer.clone() for buffer in outgoing.values()}  # one that goes to all is copied once
+        for rank, buffer in outgoing.items():
+            self._simulation.send(self._number, self._sent[rank], rank, copies[id(buffer)])
         arrived = self._simulation.receive(self._number, {rank: self._received[rank] for rank in incoming}, what)
         self._sent.update(outgoing.keys())
         self._received.update(incoming.keys())
@@ -292,14 +318,14 @@ class _LocalLink:
         return _LocalChannel(self.simulation, self.meter, number, purpose)
 
     def spawn(self, job: Callable[[], T], name: str) -> _Job[T]:
-        return self.simulation.start(self.rank, self.now(), job, main=False)
+        return self.simulation.start(self.rank, self.now(), job)
 
     def now(self) -> float:
         return self.simulation.me.time_s
 
     def local_step(self) -> None:
         due = self.now() + self.simulation.step_s[self.rank]
-        self.simulation.pause(until=lambda: due, limit_s=float("inf"))
+        self.simulation.pause(until=lambda: due, limit_s=math.inf)
 
     def close(self) -> None:
         """Nothing to give back: the simulation ends when every member has."""
@@ -351,19 +377,3 @@ class _Alone:
 
     def close(self) -> None:
         """Nothing to give back."""
-
-
-def _each(value: float | Sequence[float] | None, members: int) -> list[float | None]:
-    if value is None or isinstance(value, int | float):
-        return [value] * members
-    if len(value) != members:
-        raise ConfigError(
-            f"the network describes {len(value)} members, there are {members}",
-            expected="one number for all members or one for each",
-            mend=f"give {members} values",
-        )
-    return list(value)
-
-
-def _duration(bits: float, rate_bits_per_s: float | None) -> float:
-    return 0.0 if rate_bits_per_s is None else bits / rate_bits_per_s

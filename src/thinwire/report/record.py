@@ -167,6 +167,16 @@ class RunRecord:
         """What a member sent: the mean over members, rounded."""
         return round(sum(member.sent_bytes for member in self.members) / max(1, len(self.members)))
 
+    @property
+    def exposed_s(self) -> float:
+        """How long a member stood still for rounds, for the link or for its own coding: the mean over members."""
+        return sum(member.wait_s + member.encode_s for member in self.members) / max(1, len(self.members))
+
+    @property
+    def hidden_s(self) -> float:
+        """How long rounds of a member ran beside its compute: the mean over members."""
+        return sum(member.hidden_s for member in self.members) / max(1, len(self.members))
+
     def to_json(self) -> str:
         """The record as JSON text, ended by a newline."""
         content = {"format": FORMAT, **dataclasses.asdict(self)}

@@ -23,6 +23,10 @@ from thinwire.report.words import (
 )
 
 _MOST_EVENTS = 200  # of one run; their kinds are counted all the same
+_EXPOSED = (
+    "Exposed: a member stood still for a round, for the link (wait) or for its own coding (encode). "
+    "Hidden: a round ran beside the compute and is in no other time; its coding still takes processor time."
+)
 _CLOCKS = {"simulated": "simulated network, simulated seconds", "wall": "real seconds"}
 
 
@@ -42,7 +46,8 @@ def comparison(records: Sequence[RunRecord]) -> list[Html]:
     """The table of a comparison, what it comes to in a sentence, and what makes it unfair."""
     rows, target = comparison_rows(records), common_loss(records)
     least = min((row.best_loss for row in rows if row.best_loss is not None), default=None)
-    head = ["Run", "Final loss", "Best loss", "Steps", "Sent by a member", "Against the first", "Time"]
+    head = ["Run", "Final loss", "Best loss", "Steps", "Sent by a member", "Against the first", "Exposed", "Hidden"]
+    head += ["Time"]
     head += ["Time to loss" if target is None else f"Time to loss {number_text(target)}", "Speed-up"]
     body = [
         [
@@ -52,6 +57,8 @@ def comparison(records: Sequence[RunRecord]) -> list[Html]:
             text(count_text(row.steps)),
             text(bytes_text(row.sent_bytes)),
             text(share_of_first_text(row.bytes_ratio)),
+            text(seconds_text(records[index].exposed_s)),
+            text(seconds_text(records[index].hidden_s)),
             text(seconds_text(row.seconds)),
             text(maybe_seconds_text(row.seconds_to_common)),
             text(times_text(row.speedup)),
@@ -59,7 +66,8 @@ def comparison(records: Sequence[RunRecord]) -> list[Html]:
         for index, row in enumerate(rows)
     ]
     shown = table([text(name) for name in head], body, numbers_from=1, caption="comparison of the runs")
-    return [element("div", shown, class_="runs"), _verdict(records), _unlike(records)]
+    note = element("p", text(f"{_EXPOSED} Both are means over members."), class_="soft")
+    return [element("div", shown, class_="runs"), note, _verdict(records), _unlike(records)]
 
 
 def _verdict(records: Sequence[RunRecord]) -> Html:
@@ -97,7 +105,6 @@ def headlines(record: RunRecord) -> Html:
     """The numbers of one run that matter most."""
     last = record.curve[-1] if record.curve else None
     whole = sum(_member_seconds(member) for member in record.members)
-    waited, hidden = (sum(getattr(m, name) for m in record.members) for name in ("wait_s", "hidden_s"))
     rounds = record.rounds_committed + record.rounds_skipped
     numbers: list[tuple[str, str, str]] = []
     if (final := final_loss(record)) is not None:
@@ -113,8 +120,10 @@ def headlines(record: RunRecord) -> Html:
     if rounds:
         numbers.append(("Sent in a round", bytes_text(record.sent_bytes / rounds), "by a member, in the mean"))
     if 0 < whole < math.inf:
-        numbers.append(("Time spent waiting", percent_text(waited / whole), "of the members' time"))
-        numbers.append(("Hidden communication", seconds_text(hidden / len(record.members)), "beside the compute"))
+        share = record.exposed_s * len(record.members) / whole
+        stood_still = f"{percent_text(share)} of the members' time, which stood still"
+        numbers.append(("Exposed communication", seconds_text(record.exposed_s), stood_still))
+        numbers.append(("Hidden communication", seconds_text(record.hidden_s), "beside the compute"))
     return element("dl", *(_number(*entry) for entry in numbers), class_="numbers")
 
 
@@ -200,7 +209,8 @@ def members(records: Sequence[RunRecord]) -> list[Html]:
         head = [text(name) for name, _ in columns]
         return table(head, rows, numbers_from=1, caption=f"members: {record.label}")
 
-    return _per_run(records, one, lambda record: bool(record.members))
+    shown = _per_run(records, one, lambda record: bool(record.members))
+    return [element("p", text(_EXPOSED), class_="soft"), *shown] if shown and len(records) == 1 else shown
 
 
 _MEMBER_COLUMNS: list[tuple[str, Callable[[Member], str]]] = [

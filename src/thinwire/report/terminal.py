@@ -64,6 +64,7 @@ def _headlines(record: RunRecord) -> list[tuple[str, str]]:
         ("steps", f"{count_text(record.steps)} in {seconds_text(record.seconds)}"),
         ("rounds", f"{count_text(record.rounds_committed)} committed, {count_text(record.rounds_skipped)} skipped"),
         ("sent", f"{bytes_text(record.sent_bytes)} by each member, in the mean"),
+        ("communication", f"{seconds_text(record.exposed_s)} exposed, {seconds_text(record.hidden_s)} hidden"),
         ("training loss", number_text(train)),
         ("validation loss", f"{number_text(final_loss(record))} (best {number_text(best_loss(record))})"),
         *((f"final {name}", number_text(value)) for name, value in record.final.items()),

@@ -29,6 +29,7 @@ from thinwire.synchronizer import Synchronizer, synchronize
 from thinwire.train import checkpoint
 from thinwire.train.display import Display, Silent
 from thinwire.train.history import NOT_SAVED, History, gather_json, make_record, totals
+from thinwire.train.layerwise import Optimizers
 from thinwire.train.resume import common_step, load_model, shared_settings
 from thinwire.train.rollcall import RollCall, Status
 from thinwire.train.tasks import Task
@@ -52,10 +53,10 @@ def train(
     torch.manual_seed(run.seed)
     device = device_of(run)
     model = task.model().to(device)
-    optimizer = run.optimizer.build(model.parameters())
+    optimizers = run.optimizer.build(model)
     torch.manual_seed(mix(run.seed, link.rank) >> 1)  # from here on members may draw for themselves: dropout
-    session = _Session(run, task, link, model, optimizer, display, stops, device)
-    sync = synchronize(model, optimizer, run.method.build(), link, seed=run.seed, observer=session.observe)
+    session = _Session(run, task, link, model, optimizers, display, stops, device)
+    sync = synchronize(model, optimizers, run.method.build(), link, seed=run.seed, observer=session.observe)
     with sync:
         return session.go(sync, resume)
 
@@ -64,14 +65,16 @@ class _Session:
     """One member's run."""
 
     def __init__(
-        self, run: Run, task: Task, link: Link, model: nn.Module, optimizer: torch.optim.Optimizer, display: Display,
+        self, run: Run, task: Task, link: Link, model: nn.Module, optimizers: Optimizers, display: Display,
         stops: Callable[[], bool], device: torch.device,
     ) -> None:  # fmt: skip
-        self.run, self.task, self.link, self.model, self.optimizer = run, task, link, model, optimizer
+        self.run, self.task, self.link, self.model, self.optimizers = run, task, link, model, optimizers
         self.display, self.stops, self.device = display, stops, device
         self.folder = Path(run.out)
         self.before = History()  # of earlier sessions
         self.here = History()
+        self.batches = 0  # micro-batches so far
+        self.at = 0  # the step that all members count by; a paced member's own may be ahead of it
         self.calls = RollCall(link)
         self.losses: list[torch.Tensor] = []
         self.evaluations: dict[int, dict[str, float]] = {}
@@ -93,15 +96,16 @@ class _Session:
             if sync.step == 0:
                 self._evaluate()
                 self._call()
+            self._after_step()
             while sync.step < self.run.steps and not self.asked_to_stop and not self.time_is_up:
                 self._local_step()
                 self._after_step()
-            ended = sync.step >= self.run.steps or self.time_is_up
+            ended = self.at >= self.run.steps or self.time_is_up
             saved = self._save()
             if not ended and not saved:
-                raise _stopped_unsaved(sync.step, self.folder, self.link.rank)
+                raise _stopped_unsaved(self.at, self.folder, self.link.rank)
             if not ended:
-                self.display.stopped(sync.step, self.folder)
+                self.display.stopped(self.at, self.folder)
                 return None
         except PeerLost:
             self._rescue()
@@ -110,12 +114,12 @@ class _Session:
 
     def _local_step(self) -> None:
         run, step = self.run, self.sync.step
-        for group in self.optimizer.param_groups:
-            group["lr"] = run.optimizer.lr_at(step, steps=run.steps)
-        parts = run.optimizer.accumulate
+        run.optimizer.set_lr(self.optimizers, step, steps=run.steps)
+        parts = self.sync.parts or run.optimizer.accumulate
         total = torch.zeros((), device=self.device)
-        for part in range(parts):
-            batch = self.task.batch(step * parts + part, self.link.rank, len(self.link.members)).to(self.device)
+        for _ in range(parts):
+            batch = self.task.batch(self.batches, self.link.rank, len(self.link.members)).to(self.device)
+            self.batches += 1
             with self._precision():
                 loss = self.task.loss(self.model, batch) / parts
             loss.backward()  # type: ignore[no-untyped-call]
@@ -125,8 +129,10 @@ class _Session:
             self.sync.count(batch.samples)
         if run.optimizer.clip_norm:
             self.sync.clip_grad_norm_(run.optimizer.clip_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
         self.losses.append(total)
 
     def _precision(self) -> contextlib.AbstractContextManager[Any]:
@@ -135,7 +141,15 @@ class _Session:
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def _after_step(self) -> None:
-        step, run = self.sync.step, self.run
+        """Whatever is due at the steps passed, in the same order on all members."""
+        for step in range(self.at + 1, min(self.sync.step, self.run.steps) + 1):
+            if self.asked_to_stop or self.time_is_up:
+                return
+            self.at = step
+            self._at_step(step)
+
+    def _at_step(self, step: int) -> None:
+        run = self.run
         evaluates = run.eval_every > 0 and step % run.eval_every == 0 and step < run.steps
         if evaluates:
             self._evaluate()
@@ -162,7 +176,7 @@ class _Session:
         now = self._whole()
         sent, received = totals(now)
         late = self.run.max_time != "unlimited" and now.seconds >= self.run.max_time.seconds
-        status = Status(self.sync.step, now.seconds, loss, now.samples, now.tokens, sent, received, self.stops(), late)
+        status = Status(self.at, now.seconds, loss, now.samples, now.tokens, sent, received, self.stops(), late)
         self._take_in(self.calls.call(status))
 
     def _take_in(self, statuses: Mapping[int, Status] | None) -> None:
@@ -199,7 +213,7 @@ class _Session:
         start = self.link.now()
         with self.sync.evaluating():
             if self.link.rank == 0:
-                self.final = self.evaluations[self.sync.step] = self.task.evaluate(self.model)
+                self.final = self.evaluations[self.at] = self.task.evaluate(self.model)
         self.here.evaluating_s += self.link.now() - start
 
     def observe(self, outcome: Outcome) -> None:
@@ -222,7 +236,7 @@ class _Session:
             self._note("steps after the last round", text)
 
     def _note(self, kind: str, text: str) -> None:
-        event = Event(self.sync.step, self._whole().seconds, kind, text)
+        event = Event(self.at, self._whole().seconds, kind, text)
         self.here.events.append(event)
         self.display.event(event)
 
@@ -250,9 +264,9 @@ class _Session:
         """A checkpoint; one that cannot be written is told and the run goes on, the older ones still there."""
         self._take_in(self.calls.last())  # so that the checkpoint has all that was told
         try:
-            checkpoint.save(self.folder, self.sync.step, self.link.rank, self._state(rescue=False))
+            checkpoint.save(self.folder, self.at, self.link.rank, self._state(rescue=False))
         except OSError as error:
-            text = f"member {self.link.rank} could not write its checkpoint of step {self.sync.step}: {error}"
+            text = f"member {self.link.rank} could not write its checkpoint of step {self.at}: {error}"
             self._note(NOT_SAVED, text)
             if self.link.rank:  # whose display is silent, as a rule
                 _log.warning(text)
@@ -262,10 +276,11 @@ class _Session:
     def _rescue(self) -> None:
         """After a member was lost: keep what has been committed since the last checkpoint."""
         self.display = Silent()  # what follows is half of the truth
+        self.at = max(self.at, self.sync.common_step)  # the local step that ended with the loss was made
         if self.calls.unanswered is not None:  # the others' words are lost, but no evaluation of ours
             self._take_in({self.link.rank: self.calls.unanswered})
         try:
-            checkpoint.save(self.folder, self.sync.step, self.link.rank, self._state(rescue=True))
+            checkpoint.save(self.folder, self.at, self.link.rank, self._state(rescue=True))
         except OSError as error:
             _log.warning("nothing since the last checkpoint could be kept: %s", error)
 
@@ -279,10 +294,11 @@ class _Session:
             "calls": None if rescue else self.calls.state_dict(),
             "evaluations": self.evaluations,
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "sync": self.sync.state_dict(rescue=rescue),
             "random": random,
             "losses": list(self.losses),
+            "batches": self.batches,
             "history": self._whole().as_dict(),
         }
 
@@ -290,10 +306,11 @@ class _Session:
         step, owner = common_step(self.link, self.folder)
         state = checkpoint.load(self.folder, step, owner)
         load_model(self.model, state, self.run, len(self.link.members))
-        options = [{key: group[key] for key in group if key != "params"} for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state["optimizer"])
-        for group, given in zip(self.optimizer.param_groups, options, strict=True):
-            group.update(given)  # the run's own: what was asked for now holds, not what held then
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            options = [{key: group[key] for key in group if key != "params"} for group in optimizer.param_groups]
+            optimizer.load_state_dict(saved)
+            for group, given in zip(optimizer.param_groups, options, strict=True):
+                group.update(given)  # the run's own: what was asked for now holds, not what held then
         if owner != self.link.rank:  # another member's file: what was its own alone is not ours
             _log.warning("this member has no checkpoint of step %d and goes on from member %d's", step, owner)
         self.sync.load_state_dict(state["sync"])
@@ -302,6 +319,7 @@ class _Session:
             torch.cuda.set_rng_state(state["random"]["cuda"], self.device)
         self.losses = [loss.to(self.device) for loss in state["losses"]]
         self.evaluations = state["evaluations"]
+        self.batches, self.at = state["batches"], step
         self.before = History.from_dict(state["history"])
         # Member 0's for all: after a loss a member may have had to write without.
         calls = gather_json(self.link, {"calls": state["calls"]}, "the roll calls")[self.link.members[0]]["calls"]

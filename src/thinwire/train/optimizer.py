@@ -1,10 +1,13 @@
-"""The inner optimizer of every member: any class of torch.optim, with warm-up and decay as functions of the step."""
+"""The inner optimizer of every member, with warm-up and decay as functions of the step.
+
+Any class of torch.optim, and those that take several for one model (thinwire.train.layerwise).
+"""
 
 from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,13 +16,14 @@ from torch import nn
 
 from thinwire.errors import ConfigError
 from thinwire.options import Options, about, check, of_function, unknown
+from thinwire.train.layerwise import LAYERWISE, SHARE, Optimizers
 
 
 @dataclass(frozen=True)
 class OptimizerOptions:
     """How a member takes its local steps.
 
-    options  keyword arguments of the class beyond the learning rate, e.g. {"weight_decay": 0.1}
+    options  keyword arguments of the class or function beyond the learning rate, e.g. {"weight_decay": 0.1}
     """
 
     name: str = "AdamW"
@@ -39,25 +43,35 @@ class OptimizerOptions:
 
     def __post_init__(self) -> None:
         check(self)
-        optimizer_class(self.name)
+        _maker(self.name)
 
-    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """The optimizer of the parameters that require gradients.
+    def build(self, model: nn.Module) -> Optimizers:
+        """The optimizers of the parameters that require gradients: one, or several over disjoint ones.
 
         raises  ConfigError if the class refuses its options
         """
-        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        place = "thinwire.train.layerwise" if self.name in LAYERWISE else "torch.optim"
+        # Any: every class of torch.optim has its own signature, and options_of held the options to it.
+        make: Any = _maker(self.name)
         try:
-            # Any: every class of torch.optim has its own signature, and options_of held the options to it.
-            make: Any = optimizer_class(self.name)
-            made: torch.optim.Optimizer = make(trained, lr=self.lr, **self.options)
+            if self.name in LAYERWISE:
+                made: Optimizers = make(model, lr=self.lr, **self.options)
+            else:
+                made = [make([p for p in model.parameters() if p.requires_grad], lr=self.lr, **self.options)]
         except (ValueError, TypeError, RuntimeError) as error:
             raise ConfigError(
-                f"torch.optim.{self.name} refuses lr={self.lr} with {dict(self.options)}: {error}",
+                f"{place}.{make.__name__} refuses lr={self.lr} with {dict(self.options)}: {error}",
                 expected="options that the optimizer accepts, for the parameters of this model",
-                mend=f"see help(torch.optim.{self.name})",
+                mend=f"see help({place}.{make.__name__})",
             ) from error
         return made
+
+    def set_lr(self, optimizers: Optimizers, step: int, *, steps: int) -> None:
+        """Set the learning rate of local step `step`; a group may have its own share of it."""
+        rate = self.lr_at(step, steps=steps)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group.get(SHARE, 1.0)
 
     def lr_at(self, step: int, *, steps: int) -> float:
         """Learning rate of local step `step`, counted from 0, of `steps`: a pure function, nothing to resume."""
@@ -69,25 +83,26 @@ class OptimizerOptions:
         return self.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
-def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
-    """The class of torch.optim with this name.
+def options_of(name: str) -> Options:
+    """What an optimizer can be told beyond its parameters and learning rate."""
+    maker: Any = _maker(name)
+    return of_function(maker if name in LAYERWISE else maker.__init__, skip=("self", "params", "model", "lr"))
+
+
+def _maker(name: str) -> Callable[..., Any]:
+    """The function or the class of torch.optim with this name.
 
     raises  ConfigError if there is none that can step without a closure
     """
-    known = _classes()
+    known = {**_classes(), **LAYERWISE}
     if name not in known:
         raise unknown(f"torch.optim has no optimizer {name!r} to use here", name, known, what="one of")
     return known[name]
 
 
-def options_of(name: str) -> Options:
-    """What the class can be told beyond its parameters and learning rate."""
-    return of_function(optimizer_class(name).__init__, skip=("self", "params", "lr"))
-
-
-def _classes() -> dict[str, type[torch.optim.Optimizer]]:
+def _classes() -> dict[str, Callable[..., Any]]:
     """Those of torch.optim whose step needs no closure; LBFGS evaluates the model several times a step."""
-    found = {}
+    found: dict[str, Callable[..., Any]] = {}
     for name, each in vars(torch.optim).items():
         if isinstance(each, type) and issubclass(each, torch.optim.Optimizer) and each is not torch.optim.Optimizer:
             closure = inspect.signature(each.step).parameters.get("closure")
