@@ -169,7 +169,6 @@ def test_errors_of_a_file_in_full():
         loads("[method]\nevry = 5", source="my.toml", methods=METHODS_HERE)
     assert str(caught.value) == (
         "my.toml: method.evry: there is no such option\n"
-        "  expected  one of: aggregator, codec, every, outer_lr, pace, topology\n"
         "  expected  one of: aggregator, codec, every, outer, outer_lr, pace, topology\n"
         "  mend      did you mean 'every'?"
     )

@@ -224,10 +224,10 @@ def _check(method: Method) -> None:
         _check_back_to_back(method)
     if outer.recalls:
         _check_recalls(method)
-    if outer.apart:
-        _check_apart(method)
     if outer.anticipates:
         _check_anticipates(method)
+    if outer.apart:
+        _check_apart(method)
     if method.feedback is not None:
         _check_feedback(method, method.feedback)
 

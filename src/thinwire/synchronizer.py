@@ -141,14 +141,14 @@ class Synchronizer:
         _check_parameters(model, self._optimizers)
         for each in self._optimizers:
             _check_momentum(each, method)
+        if link.rank == link.members[0]:
+            for phase in (method.first, method.then) if isinstance(method, Phases) else (method,):
+                stability.warn(phase, len(link.members))
         inner = within(link)
         self._island = None if inner is None else Island(inner)
         self._share = None if inner is None else Share(inner.rank, len(inner.members), Island(inner).gather)
         _check_island(model, method, self._island)
         self._shards = "" if inner is None else _shards(model, inner)
-        if link.rank == link.members[0]:
-            for phase in (method.first, method.then) if isinstance(method, Phases) else (method,):
-                stability.warn(phase, len(link.members))
         self.step = 0
         self.committed = 0
         self.skipped = 0
@@ -749,7 +749,7 @@ class Synchronizer:
         merged, own = outer.merge(mine, state.anchor, state.own, Now(state.committed, self._lr()))
         if not mine.fresh.numel() and back_to_back(self._method.schedule):  # nothing begins: local steps stay
             merged = merged + (mine.live - mine.sent)
-        if back_to_back(self._method.schedule) and not (self._is_finite(mine.fresh) and self._is_finite(merged)):
+        if back_to_back(self._method.schedule) and not self._is_finite(mine.fresh, merged):
             self._start_over(fragment)
             return
         self._fragments.scatter(fragment, merged)
@@ -757,9 +757,10 @@ class Synchronizer:
         if outer.restarts:
             self._forget(fragment)
 
-    def _is_finite(self, vector: Tensor) -> bool:
-        """Whether it is, on all members of an island."""
-        return finite(vector) if self._island is None else self._island.all_of(finite(vector))
+    def _is_finite(self, *vectors: Tensor) -> bool:
+        """Whether they are, on all members of an island."""
+        healthy = all(finite(vector) for vector in vectors)
+        return healthy if self._island is None else self._island.all_of(healthy)
 
     def _start_over(self, fragment: int) -> None:
         """Take the common model with a fresh inner state: this member's own values are not finite."""

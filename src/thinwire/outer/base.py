@@ -75,11 +75,6 @@ class Outer(ABC):
         return False
 
     @property
-    def apart(self) -> bool:
-        """Whether members' models stay apart, so that the one to evaluate and ship is their mean, not the anchor."""
-        return False
-
-    @property
     def anticipates(self) -> bool:
         """Whether `merge` takes in what the round that begins then is yet to bring."""
         return False
@@ -92,6 +87,11 @@ class Outer(ABC):
     @property
     def linear(self) -> bool:
         """Whether two updates together move the anchor as they do one by one, but for what is clipped."""
+        return False
+
+    @property
+    def apart(self) -> bool:
+        """Whether members' models stay apart, so that the one to evaluate and ship is their mean, not the anchor."""
         return False
 
     def check_names(self, names: tuple[str, ...]) -> None:  # noqa: B027 (most have nothing to say)
@@ -255,10 +255,6 @@ class Around(Outer):
         return self.outer.mixes
 
     @property
-    def apart(self) -> bool:
-        return self.outer.apart
-
-    @property
     def anticipates(self) -> bool:
         return self.outer.anticipates
 
@@ -269,6 +265,10 @@ class Around(Outer):
     @property
     def linear(self) -> bool:
         return self.outer.linear
+
+    @property
+    def apart(self) -> bool:
+        return self.outer.apart
 
     def check_names(self, names: tuple[str, ...]) -> None:
         self.outer.check_names(names)
