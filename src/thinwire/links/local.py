@@ -56,7 +56,7 @@ class _Actor:
         self.turn = threading.Semaphore(0)
         self.deadline_s = math.inf
         self.waits_for: Callable[[], float | None] = lambda: None  # when it can go on, None: not yet
-        self.missing = 0  # messages that it waits for and nobody has sent
+        self.awaits: dict[int, Address] = {}  # sender -> message that it waits for and that has not landed
         self.timed_out = False
         self.ended = False
         self.random = _RandomState()
@@ -128,7 +128,8 @@ class _Simulation:
             finally:
                 self.left[rank] = why, self.me.time_s
                 for actor in list(self.waiting.values()):
-                    self._ask(actor)
+                    if rank in actor.awaits and actor.awaits[rank] not in self.mail:
+                        self._ask(actor)
 
         return job
 
@@ -224,36 +225,37 @@ class _Simulation:
         message.landed = True
         receiver = self.awaited.pop(message.address, None)
         if receiver is not None:
-            receiver.missing -= 1
-            if not receiver.missing:
+            del receiver.awaits[message.address[2]]
+            if not receiver.awaits:
                 self._ask(receiver)
 
     def receive(self, channel: int, turns: Mapping[int, int], what: str) -> dict[int, Tensor]:
         actor, mail = self.me, self.mail
         keys = {rank: (channel, turn, rank, actor.rank) for rank, turn in turns.items()}
-        awaited = [key for key in keys.values() if not (key in mail and mail[key].landed)]
-        self.awaited.update(dict.fromkeys(awaited, actor))
-        actor.missing = len(awaited)
+        actor.awaits = {rank: key for rank, key in keys.items() if not (key in mail and mail[key].landed)}
+        self.awaited.update(dict.fromkeys(actor.awaits.values(), actor))
 
         def unsent() -> list[int]:
-            return [rank for rank, key in keys.items() if key not in mail]
+            return [rank for rank, key in actor.awaits.items() if key not in mail]
 
         def arrived() -> float | None:
-            if not actor.missing:
+            if not actor.awaits:
                 return max((mail[key].due for key in keys.values()), default=0.0)
             if not self.left:
                 return None
             return min((self.left[rank][1] for rank in unsent() if rank in self.left), default=None)  # learnt at once
 
         in_time = self.pause(until=arrived, limit_s=self.patience_s)
-        if actor.missing:
-            for key in keys.values():
-                self.awaited.pop(key, None)
-            gone = [rank for rank in unsent() if rank in self.left]
+        if actor.awaits:
+            missing = unsent()
+            for key in actor.awaits.values():
+                del self.awaited[key]
+            actor.awaits = {}
+            gone = [rank for rank in missing if rank in self.left]
             if gone:
                 raise PeerLost(gone, during=what, why=self.left[gone[0]][0])
             assert not in_time
-            raise PeerLost(unsent(), during=what, why=f"no answer within {self.patience_s:g} simulated seconds")
+            raise PeerLost(missing, during=what, why=f"no answer within {self.patience_s:g} simulated seconds")
         return {rank: mail.pop(key).buffer.clone() for rank, key in keys.items()}  # others may share it
 
 
