@@ -161,7 +161,8 @@ def main() -> None:
     n, side = args.nodes, math.isqrt(args.nodes)
     head = ["| graph | method | gradients of all nodes | communications |", "|---|---|---|---|"]
     lines = [
-        f"Until the error is {args.precision:g} of what it was: mean over {args.seeds} seeds (lowest to highest). "
+        f"`python benchmarks/dadao.py`. Until the error is {args.precision:g} of what it was: mean "
+        f"over {args.seeds} seeds (lowest to highest). "
         f"thinwire {thinwire.__version__}, torch {torch.__version__}, scipy {scipy.__version__}, "
         f"cvxpy {cvxpy.__version__}, Python {platform.python_version()}. "
         f"Virtual time: {quickness():.0f} events a second of one core.",

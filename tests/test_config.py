@@ -14,6 +14,7 @@ from thinwire.config import MethodOptions, Run, SimulatedLink, TorchLink, dump, 
 from thinwire.errors import ConfigError
 from thinwire.methods import METHODS
 from thinwire.options import Option, about, check, of_dataclass, of_function, plain, read
+from thinwire.outer import SGD, Adam, ClippedMomentum, Nesterov, Restart, Scheduled, SlowMo, per_group
 from thinwire.train.huggingface import HuggingFaceOptions
 from thinwire.train.images import ImageOptions
 from thinwire.train.optimizer import OptimizerOptions
@@ -168,7 +169,7 @@ def test_errors_of_a_file_in_full():
         loads("[method]\nevry = 5", source="my.toml", methods=METHODS_HERE)
     assert str(caught.value) == (
         "my.toml: method.evry: there is no such option\n"
-        "  expected  one of: aggregator, codec, every, outer_lr, pace, topology\n"
+        "  expected  one of: aggregator, codec, every, outer, outer_lr, pace, topology\n"
         "  mend      did you mean 'every'?"
     )
     with pytest.raises(ConfigError) as caught:
@@ -513,8 +514,32 @@ def test_any_method_can_be_given_another_topology_and_rule(name):
 
 
 @pytest.mark.parametrize(
+    ("words", "outer"),
+    [
+        ("adam(0.01)", Adam(0.01)),
+        ("scheduled(nesterov(0.7, 0.9), warmup=5, decay=40)", Scheduled(Nesterov(0.7, 0.9), warmup=5, decay=40)),
+        (
+            'restart(per_group(("*.bias", sgd(0.4)), rest=slowmo))',
+            Restart(per_group(("*.bias", SGD(0.4)), rest=SlowMo())),
+        ),
+        ("clipped_momentum(1.0, 0.5, clip=0.1)", ClippedMomentum(1.0, 0.5, 0.1)),
+    ],
+)
+def test_any_method_of_deltas_can_be_given_another_outer_step(words, outer):
+    run = override(Run(), ["--method", "diloco", "--outer", words])
+    assert run.method.build().outer == outer
+    assert loads(dump(run)) == run
+
+
+@pytest.mark.parametrize(
     ("flags", "text"),
     [
+        (["--outer", "sdg(0.1)"], "outer 'sdg(0.1)': no outer step is called 'sdg'"),
+        (
+            ["--outer", "eager(adam)"],
+            "outer 'eager(adam)': Adam(lr=0.01, betas=(0.9, 0.99), eps=0.001), made eager: a "
+            "member's own part and the rest do not add up there",
+        ),
         (["--topology", "ilands(2)"], "topology 'ilands(2)': no topology is called 'ilands'"),
         (["--aggregator", "trimmed_mean"], "aggregator 'trimmed_mean': trimmed_mean needs 'share'"),
         (

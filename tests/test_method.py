@@ -13,9 +13,12 @@ from thinwire.errors import ConfigError
 from thinwire.method import Method, Phases
 from thinwire.methods import (
     METHODS,
+    co2,
+    delayed,
     demo,
     dgc,
     diloco,
+    eager,
     every_step,
     fedavg,
     flasc,
@@ -23,14 +26,32 @@ from thinwire.methods import (
     late_merge,
     local_sgd,
     muloco,
+    noloco,
     one_bit_adam,
     post_local_sgd,
     sign_sgd,
+    slowmo,
     sparse_loco,
     sparta,
     streaming_diloco,
 )
-from thinwire.outer import SGD, Adam, Average, Mix, Nesterov, NoStep, Rebase
+from thinwire.outer import (
+    SGD,
+    Adam,
+    Average,
+    ClippedMomentum,
+    Eager,
+    Gap,
+    Mix,
+    Nesterov,
+    NoStep,
+    Rebase,
+    Restart,
+    Scheduled,
+    SlowMo,
+    Towards,
+    per_group,
+)
 from thinwire.payloads import Delta, Gradient, Parameters
 from thinwire.schedules import At, Every
 from thinwire.topologies import (
@@ -102,6 +123,12 @@ def refused(text: str):
         ({"codec": ef21(int8), "topology": Islands(2)}, "over Islands.*: islands weigh what they pass on by who took"),
         ({"codec": ef21(fp32), "topology": RandomPairs(), "payload": Parameters(), "outer": Average()},
          r"ef21\(fp32\) over RandomPairs\(.*\): .* partners change\n.*one group of all members\n.*use Everyone\(\)"),
+        ({"payload": Delta(), "outer": Eager(SGD()), "schedule": Every(4, 3)}, r"Eager\(.* with schedule Every\(steps="
+         r"4, overlap=3\): nothing is on its way .*\n.*begin as the last one ends.*\n.*Every\(4, overlap=4\), or l"),
+        ({"payload": Delta(), "outer": Eager(SGD()), "schedule": Every(4, 4), "aggregator": Median()},
+         r"Eager\(.* with aggregator Median\(\): it counts on a share of 1/N .*\n.*a plain mean\n.*aggregator=Mean"),
+        ({"payload": Delta(), "outer": Restart(Scheduled(Eager(SGD()))), "schedule": Every(4, 4),
+          "aggregator": WeightedMean()}, r"with aggregator WeightedMean\(\): it counts on a share of 1/N"),
         ({"schedule": At((1, 2))}, r"gradient with schedule At\(steps=\(1, 2\)\): gradients of the steps between"),
         ({**GOSSIP, "topology": Ring(), "aggregator": Median()}, r"Median\(\) with codec fp32 over Ring\(\): the gr.*\n"
                                                                 r".*Mean\(\), and a codec without memory\n.*leave ag"),
@@ -125,6 +152,7 @@ def test_refusals(answers, text):
         {"codec": ef21(topk(1 / 8)), "payload": Delta(2), "outer": SGD(), "schedule": Every(4, 1)},
         {"codec": ef21w(int8, (1, 2)), "aggregator": WeightedMean()},
         {"topology": Islands(2, between=Islands(2), inside=int8), "aggregator": WeightedMean()},
+        {"payload": Delta(2), "outer": Eager(SGD()), "schedule": Every(4, 4), "topology": Islands(2), "codec": int8},
         {"payload": Delta(3), "outer": Rebase(Adam()), "schedule": Every(6, 3), "codec": topk(1 / 8) | int4 | zstd},
         {"payload": Parameters(2), "outer": Average(), "codec": zstd, "topology": RandomPairs(), "schedule": Every(3)},
         {
@@ -177,6 +205,11 @@ OTHERS = {
     fedavg: {"every": 7, "codec": int8},
     post_local_sgd: {"switch": 7, "every": 7, "codec": int8},
     diloco: {"every": 7, "outer_lr": 0.3, "momentum": 0.5, "codec": int8},
+    eager: {"every": 7, "fragments": 2, "outer_lr": 0.3, "momentum": 0.5, "codec": int8},
+    delayed: {"every": 7, "fragments": 2, "outer_lr": 0.3, "momentum": 0.5, "codec": int8},
+    co2: {"every": 7, "outer_lr": 0.3, "momentum": 0.5, "clip": None, "penalty": "gap", "codec": int8},
+    slowmo: {"every": 7, "outer_lr": 0.3, "momentum": 0.2, "codec": int8},
+    noloco: {"every": 7, "outer_lr": 0.3, "momentum": 0.3, "pull": 0.3, "codec": zstd},
     flasc: {"every": 7, "outer_lr": 0.3, "codec": topk(1 / 16)},
     muloco: {"every": 7, "outer_lr": 0.3, "momentum": 0.5, "codec": int8},
     sparse_loco: {"every": 7, "outer_lr": 0.3, "decay": 0.5, "codec": topk(1 / 16)},
@@ -201,7 +234,8 @@ def test_every_option_of_every_method_changes_the_answers():
     [
         (Every(4, 1), {"steps": 5, "overlap": 2}),
         (Delta(2), {"fragments": 3}),
-        (Parameters(2), {"fragments": 3}),
+        (Parameters(2), {"fragments": 3, "stretch": 2.0}),
+        (Everyone(), {"shares": (0.5, 0.5)}),
         (Islands(2), {"size": 3, "between": RandomPairs(), "inside": int8}),
         (At((4,)), {"steps": (4, 5)}),
         (RandomPairs(), {"share": 0.5}),
@@ -214,11 +248,19 @@ def test_every_option_of_every_method_changes_the_answers():
         (Adam(), {"lr": 0.2, "betas": (0.1, 0.2), "eps": 0.1}),
         (Mix(SGD()), {"outer": SGD(0.3), "keep": 0.4}),
         (Rebase(SGD()), {"outer": SGD(0.3)}),
+        (Towards(SGD()), {"outer": SGD(0.3)}),
+        (Eager(SGD()), {"outer": SGD(0.3)}),
+        (Restart(SGD()), {"outer": SGD(0.3)}),
+        (ClippedMomentum(), {"lr": 0.2, "momentum": 0.6, "clip": 0.1, "penalty": Gap()}),
+        (Gap(), {"weight": 2.0}),
+        (SlowMo(), {"lr": 0.2, "momentum": 0.6}),
+        (Scheduled(SGD()), {"outer": SGD(0.3), "warmup": 2, "decay": 3, "shape": "linear", "floor": 0.5}),
+        (per_group(("a", SGD()), rest=SGD()), {"groups": (("b", SGD()),), "rest": SGD(0.3)}),
     ],
     ids=lambda value: type(value).__name__,
 )
 def test_every_option_of_every_part_is_seen_in_its_words(part, others):
-    assert set(others) == {option.name for option in fields(part) if option.init}
+    assert set(others) == {option.name for option in fields(part) if option.init and option.repr}
     told = [repr(part), *(repr(replace(part, **{name: value})) for name, value in others.items())]
     assert len(set(told)) == len(told)
 

@@ -13,7 +13,6 @@ without another byte: the last one that all members agreed on. The runner evalua
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import os
@@ -29,7 +28,6 @@ from thinwire.train.text import TextOptions, TextTask
 
 _INTERFACE = Path("/sys/class/net/eth0/statistics")
 _POLL_S = 0.005
-_NICE = -5
 
 
 def is_marked(step: int, every: int) -> bool:
@@ -52,30 +50,6 @@ def flat(model: nn.Module) -> Tensor:
     return torch.cat([parameter.detach().reshape(-1) for parameter in model.parameters()])
 
 
-class LastMean:
-    """For contenders that set all members' models equal every so often: a copy of it as it was then."""
-
-    def __init__(self, model: nn.Module, every: int) -> None:
-        self._model, self._every, self._step, self._copy = model, every, 0, flat(model)
-
-    def stepped(self) -> None:
-        """After every step."""
-        self._step += 1
-        if self._step % self._every == 0:
-            self._copy = flat(self._model)
-
-    def __call__(self) -> Tensor:
-        return self._copy
-
-
-def _go_first() -> None:
-    """Ahead of what else this machine has to do, so that it slows no contender more than another."""
-    with contextlib.suppress(OSError):  # no such file where the kernel does not group by session; no right to it
-        Path("/proc/self/autogroup").write_text(f"{_NICE}")
-    with contextlib.suppress(OSError):
-        os.nice(_NICE)
-
-
 class Member:
     """One host's member of a run."""
 
@@ -87,7 +61,7 @@ class Member:
         self.rank, self.world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         self.task = text_task(self.work)
         self.step = 0
-        _go_first()
+        self.after_step: Callable[[int], None] = lambda step: None
         torch.set_num_threads(1)
         torch.manual_seed(self.seed)  # all members begin with equal weights
 
@@ -125,6 +99,17 @@ class Member:
         self._note()
         self._due = time.monotonic() + self.work["pace_s"]
 
+    def last_equal(self, model: nn.Module, every: int, *, late: int = 0) -> Callable[[], Tensor]:
+        """The consensus where all members' models are set equal after steps every + late, 2 every + late, ..."""
+        agreed = [flat(model)]
+
+        def look(step: int) -> None:
+            if step > late and (step - late) % every == 0:
+                agreed[0] = flat(model)
+
+        self.after_step = look
+        return lambda: agreed[0]
+
     def steps(self) -> Iterator[int]:
         """For ever."""
         return itertools.count()
@@ -132,6 +117,7 @@ class Member:
     def stepped(self) -> None:
         """After a local step and whatever communication it brought."""
         self.step += 1
+        self.after_step(self.step)
         self._note()
         if self.rank == 0 and is_marked(self.step, self.work["keep_every"]):
             self._keep()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.local_sgd import LocalSGD
-from member import LastMean, Member
+from member import Member
 
 
 def main() -> None:
@@ -19,15 +19,13 @@ def main() -> None:
     plain = work.model()
     model, optimizer = accelerator.prepare(plain, work.optimizer(plain.parameters()))
     with LocalSGD(accelerator=accelerator, model=model, local_sgd_steps=work.options["every"]) as local_sgd:
-        mean = LastMean(plain, work.options["every"])
-        work.begin(mean)
+        work.begin(work.last_equal(plain, work.options["every"]))
         for _ in work.steps():
             accelerator.backward(work.loss(model))
             accelerator.clip_grad_norm_(model.parameters(), work.work["clip_norm"])
             optimizer.step()
             optimizer.zero_grad()
             local_sgd.step()
-            mean.stepped()
             work.stepped()
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from member import LastMean, Member, flat
+from member import Member, flat
 from torch import Tensor, nn
 from torch.distributed import TCPStore
 from torchft.local_sgd import DiLoCo, LocalSGD
@@ -75,7 +75,7 @@ def synchronized(
 def consensus(work: Member, model: nn.Module, rounds: Any) -> Callable[[], Tensor]:
     """What all replica groups agreed on last: the average, or DiLoCo's copy of the global parameters."""
     if not isinstance(rounds, DiLoCo):
-        return LastMean(model, work.options["every"])
+        return work.last_equal(model, work.options["every"])
     shown = copy.deepcopy(model)
     here = {id(mine): theirs for mine, theirs in zip(model.parameters(), shown.parameters(), strict=True)}
     agreed = [
@@ -115,15 +115,12 @@ def main() -> None:
         init_sync=False,
     )  # fmt: skip
     with synchronized(work, manager, model, inner) as rounds:
-        shown = consensus(work, model, rounds)
-        work.begin(shown)
+        work.begin(consensus(work, model, rounds))
         for _ in work.steps():
             work.loss(model).backward()
             work.clip(model)
             inner.step()
             inner.zero_grad()
-            if isinstance(shown, LastMean):
-                shown.stepped()
             work.stepped()
 
 

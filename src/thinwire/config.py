@@ -33,6 +33,7 @@ from thinwire.expressions import Words, evaluate
 from thinwire.flags import Flag, setting, split_flags
 from thinwire.options import Option, Options, about, built, check, labelled, of_dataclass, of_function, plain, read
 from thinwire.options import unknown as unknown_name
+from thinwire.outer import OUTERS
 from thinwire.pace import PACERS
 from thinwire.topologies import TOPOLOGIES
 from thinwire.train import TASKS, TaskOptions, user
@@ -137,6 +138,7 @@ class TorchLink:
 #: Answers that any method can be given otherwise than it says.
 _ANSWERS: Mapping[str, Words] = {
     "topology": Words("topology", {**TOPOLOGIES, **CODECS}, "islands(4)", "docs/architecture.md"),
+    "outer": Words("outer step", OUTERS, "nesterov(0.7, 0.9)", "docs/architecture.md"),
     "aggregator": Words("rule", AGGREGATORS, "trimmed_mean(0.2)", "docs/architecture.md"),
     "pace": Words("pacer", PACERS, "by_link(0.2)", "docs/pace.md"),
 }

@@ -15,12 +15,14 @@ from thinwire.errors import ConfigError, PacketError
 from thinwire.fragments import digest
 from thinwire.links.base import Link
 from thinwire.packet import WIRE_VERSION, Header, Kind, Packet
+from thinwire.sharding import local
 
 _MOST_BYTES = 1 << 16
 _MEND = {
     "weights": "seed every member alike before it builds the model, or call thinwire.broadcast(model, link) first",
     "version": "install the same version of thinwire on all members",
     "model": "build the same model, with the same parameters trainable, on all members",
+    "shards": "shard alike in all islands (the same mesh and fully_shard), and let `across` join members of equal rank",
     "state": "load the checkpoint of the same step on all members",
 }
 
@@ -70,12 +72,13 @@ def all_of(link: Link, holds: bool) -> bool:
 
 
 def broadcast(model: nn.Module, link: Link) -> None:
-    """Give all members member 0's parameters and buffers, bit for bit; all members call it.
+    """Give all members member 0's parameters and buffers, bit for bit; all members call it. Across islands, the shards.
 
     raises  ConfigError if the models differ in more than values
     """
-    tensors = list(model.state_dict().values())
-    shapes = repr([(name, tuple(value.shape), str(value.dtype)) for name, value in model.state_dict().items()])
+    tensors = [local(value) for value in model.state_dict().values()]
+    named = zip(model.state_dict(), tensors, strict=True)
+    shapes = repr([(name, tuple(value.shape), str(value.dtype)) for name, value in named])
     context = agree(link, {"model": digest(torch.frombuffer(bytearray(shapes.encode()), dtype=torch.uint8)).hex()})
     raw = torch.cat([value.detach().cpu().contiguous().view(-1).view(torch.uint8) for value in tensors])
     mine = raw if link.rank == 0 else raw[:0]

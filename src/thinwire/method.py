@@ -224,6 +224,8 @@ def _check(method: Method) -> None:
         _check_back_to_back(method)
     if outer.recalls:
         _check_recalls(method)
+    if outer.anticipates:
+        _check_anticipates(method)
     if outer.apart:
         _check_apart(method)
     if method.feedback is not None:
@@ -295,6 +297,22 @@ def _check_recalls(method: Method) -> None:
             f"outer step {method.outer!r} over {method.topology!r}: a member's own part cannot be told from the rest",
             expected="members that combine directly, all with all",
             mend="use topology=Everyone() with this outer step",
+        )
+    if method.aggregator.needs != "sum" or method.aggregator.weighs:
+        raise ConfigError(
+            f"outer step {method.outer!r} with aggregator {method.aggregator!r}: it counts on a share of 1/N for each",
+            expected="a plain mean",
+            mend="use aggregator=Mean()",
+        )
+
+
+def _check_anticipates(method: Method) -> None:
+    """An outer step that takes a member's own part in advance needs to be told it, and what share it will be."""
+    if not back_to_back(method.schedule):
+        raise ConfigError(
+            f"outer step {method.outer!r} with schedule {method.schedule!r}: nothing is on its way when a round ends",
+            expected="rounds that begin as the last one ends: an overlap of all steps between them",
+            mend=f"schedule=Every({method.schedule.period}, overlap={method.schedule.period}), or leave Eager out",
         )
     if method.aggregator.needs != "sum" or method.aggregator.weighs:
         raise ConfigError(

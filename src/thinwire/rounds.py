@@ -17,6 +17,7 @@ from torch import Tensor
 
 from thinwire.codecs import How
 from thinwire.collectives import NOBODY_FINITE, OVERFLOW, Carried, Combined, combine, gather_packets
+from thinwire.island import Island
 from thinwire.links.base import Handle, Link
 from thinwire.method import Method
 from thinwire.outer import Memory, Now, Outer
@@ -108,6 +109,7 @@ class Terms:
 def begin(
     method: Method, terms: Terms, link: Link, fragment: int, step: int, live: Tensor, x: Tensor, weight: float,
     state: FragmentState, *, how: How, shared: Tensor | None, counted: tuple[int, int],
+    island: Island | None = None,
 ) -> tuple[UnderWay, FragmentState]:  # fmt: skip
     """Start a round beside the compute.
 
@@ -116,12 +118,18 @@ def begin(
     how     the method's codec, fitted to the fragment
     shared  [n] what all members should hold alike at this point, to be compared; None leaves it out
     counted  local steps and samples up to here
+    island  those who hold the other parts of the model, if it has parts: they decide together
     """
     number = state.begun
     exchange = opened(method, terms, link, fragment, number, how)
 
-    def job() -> Combined:
+    def run(x: Tensor, weight: float) -> Combined:
         return combine(exchange, x, weight, state.carried, shared)
+
+    framed = None if island is None else island.frame(exchange.what)
+
+    def job() -> Combined:
+        return run(x, weight) if framed is None else framed(run, x, weight, state.carried)
 
     handle = link.spawn(job, exchange.what)
     due = step + method.schedule.overlap

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from thinwire.buffers import BufferRows
 from thinwire.codecs import Staged
-from thinwire.collectives import Carried, Combined
+from thinwire.collectives import Carried, Combined, finite
 from thinwire.errors import PeerLost
 from thinwire.handshake import all_of
 from thinwire.links.base import Handle, Link
@@ -138,12 +138,13 @@ def owing(state: FragmentState, under_way: UnderWay) -> FragmentState:
 
     Together with the local steps since it began, which are counted from the anchor after this.
     """
-    return replace(state, owed=under_way.x + under_way.live - state.anchor)
+    unsent = under_way.x if finite(under_way.x) else torch.zeros_like(under_way.x)
+    return replace(state, owed=unsent + (under_way.live - state.anchor))
 
 
 def without_own(state: FragmentState) -> FragmentState:
-    """The state as another member may take it over."""
-    return replace(state, own={}, owed=state.owed.new_zeros(0))
+    """The state as another member may take it over, with the parameters that go with it: it owes what they owe."""
+    return replace(state, own={})
 
 
 def what_is_ours(saved: Mapping[str, Any], method: Method, link: Link) -> Callable[[Carried], Carried]:

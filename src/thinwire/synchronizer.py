@@ -28,13 +28,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from thinwire import rounds
+from thinwire import rounds, stability
 from thinwire.buffers import BufferRows, Buffers, average
 from thinwire.collectives import NO_SAMPLES, NOBODY_FINITE, OVERFLOW, Carried, Combined, finite, gather_packets
 from thinwire.errors import ConfigError, DivergedError, LinkError, PeerLost
 from thinwire.fragments import Fragments, digest
 from thinwire.handshake import agree
+from thinwire.island import Island
 from thinwire.links.base import Handle, Link
+from thinwire.links.islands import within
 from thinwire.method import Method, Phases
 from thinwire.outer import Mine, Now
 from thinwire.pace import Clock, Pace, Pacer, Pacing, Told
@@ -42,6 +44,7 @@ from thinwire.packet import Header, Layout, Packet
 from thinwire.rounds import Committed, FragmentState, Outcome, Skipped, Terms, UnderWay
 from thinwire.routes import Neighbours, shares
 from thinwire.schedules import Paced, back_to_back
+from thinwire.sharding import Share, clip_grad_norm_, inner_state, is_dtensor, layout, resharder
 from thinwire.snapshot import (
     carrying,
     is_ours,
@@ -109,6 +112,8 @@ def synchronize(
     model      any module; its trainable parameters are synchronised, tied ones once, frozen ones not. Persistent
                buffers become the members' mean (integers: the maximum) with every round of fragment 0
     optimizer  any torch optimizer over parameters of the model, or several over disjoint ones
+    link       of `join`; with `join(across=..., within=...)` the model is one of an island: FSDP2's, DDP's, or with
+               ZeroRedundancyOptimizer. Each member then sends its part of it, and all of the island's call what waits
     seed       of shared randomness (random pairs, stochastic rounding); the same on all members
     scaler     the GradScaler, if there is one
     observer   called with the outcome of every round
@@ -131,10 +136,19 @@ class Synchronizer:
         scaler: torch.amp.GradScaler | None,
         observer: Callable[[Outcome], None] | None,
     ) -> None:
+        resharder(model)()
         self._optimizers = (optimizer,) if isinstance(optimizer, torch.optim.Optimizer) else tuple(optimizer)
         _check_parameters(model, self._optimizers)
         for each in self._optimizers:
             _check_momentum(each, method)
+        if link.rank == link.members[0]:
+            for phase in (method.first, method.then) if isinstance(method, Phases) else (method,):
+                stability.warn(phase, len(link.members))
+        inner = within(link)
+        self._island = None if inner is None else Island(inner)
+        self._share = None if inner is None else Share(inner.rank, len(inner.members), Island(inner).gather)
+        _check_island(model, method, self._island)
+        self._shards = "" if inner is None else _shards(model, inner)
         self.step = 0
         self.committed = 0
         self.skipped = 0
@@ -158,6 +172,7 @@ class Synchronizer:
     # --- life ----------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Synchronizer:
+        self._agree_within({})
         self._terms = Terms(agree(self._link, self._facts()), self._seed)
         for optimizer in self._optimizers:
             self._hooks.append(optimizer.register_step_pre_hook(self._before_step))
@@ -193,14 +208,36 @@ class Synchronizer:
             facts["weights"] = digest(*self._model.parameters(), *self._buffers.persistent()).hex()
         if self._method.payload.kind == "gradient":  # members take the same steps; after deltas each takes its own
             facts["optimizer"] = "; ".join(map(_settings, self._optimizers))
+        if self._island is not None:
+            facts["shards"] = self._shards
         return facts | answers
+
+    def _agree_within(self, facts: Mapping[str, str]) -> None:
+        """Members of an island mean the same method, and hold the same of what is not sharded."""
+        if self._island is not None:
+            if not self._island.all_of(self._holds_of_all()):
+                raise ConfigError(
+                    f"a fragment of which one of {len(self._island.link.members)} members of the island holds nothing",
+                    expected="rows of some parameter on every member, for every fragment",
+                    mend="use fewer fragments, or smaller islands",
+                )
+            whole = [p for p in self._model.parameters() if not is_dtensor(p)]
+            told = {f"method.{name}": answer for name, answer in self._plan.answers().items()}
+            own = {"version": __version__, "weights": digest(*whole).hex(), "seed": str(self._seed)}
+            agree(self._island.link, {**own, **told, **facts})
+
+    def _holds_of_all(self) -> bool:
+        plan = self._plan
+        methods = (plan.first, plan.then) if isinstance(plan, Phases) else (plan,)
+        counts = {method.payload.fragments for method in methods}
+        return all(min(Fragments(self._model, count, self._share).sizes) > 0 for count in counts)
 
     def _enter_phase(self, method: Method) -> None:
         """Begin a method with fresh state; the parameters are its anchor, equal on all members but after gossip."""
         self._method = method
         plan = self._plan
         self._apart = isinstance(plan, Phases) and method is plan.then and not plan.first.consensus
-        self._fragments = Fragments(self._model, method.payload.fragments)
+        self._fragments = Fragments(self._model, method.payload.fragments, self._share)
         anchored = method.payload.kind != "gradient"
         self._states = [
             FragmentState(self._fragments.gather(f) if anchored else torch.zeros(0))
@@ -211,9 +248,9 @@ class Synchronizer:
         self._pacing = Pacing(Pace(method.schedule.period), since=self.step)
         self._asked: Handle[dict[int, Told]] | None = None
         self._how = [method.codec.fit(self._fragments.shapes(f)) for f in range(self._fragments.count)]
+        method.outer.check_names(tuple(name for f in range(self._fragments.count) for name in self._fragments.names(f)))
         self._outers = [
-            method.outer.fit(self._fragments.names(f), tuple(math.prod(s) for s in self._fragments.shapes(f)))
-            for f in range(self._fragments.count)
+            method.outer.fit(self._fragments.names(f), self._fragments.lengths(f)) for f in range(self._fragments.count)
         ]
 
     # --- what a loop may call ------------------------------------------------------------------------------------
@@ -231,10 +268,13 @@ class Synchronizer:
             self._gradients_are_combined = True
 
     def clip_grad_norm_(self, max_norm: float) -> Tensor:
-        """Clip the gradient that the step will use, and return its norm from before; a scaler's scale is taken out."""
+        """Clip the gradient that the step will use, and return its norm from before; a scaler's scale is taken out.
+
+        The norm is the whole model's, also where it is sharded: then all members of the island call it.
+        """
         self._unscale()
         self.combine_gradients()
-        return torch.nn.utils.clip_grad_norm_(self._model.parameters(), max_norm)
+        return clip_grad_norm_(list(self._model.parameters()), max_norm)
 
     @property
     def common_step(self) -> int:
@@ -259,7 +299,7 @@ class Synchronizer:
         """The model as all members have it, one float32 vector a fragment.
 
         Anchors if there are any, else the parameters. If every member has a model of its own (gossip), their mean:
-        all members must call it then.
+        all members must call it then. Within an island, this member's part of each.
         """
         if not self.has_consensus:
             return [self._of_all(f).mean(dim=0).to(self._fragments.device) for f in range(self._fragments.count)]
@@ -281,7 +321,10 @@ class Synchronizer:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Within the block the model holds `consensus()`, which is what should be evaluated and shipped."""
+        """Within the block the model holds `consensus()`, which is what should be evaluated and shipped.
+
+        Within an island all its members enter and leave it together.
+        """
         live = [self._fragments.gather(f) for f in range(self._fragments.count)]
         self.take_consensus()
         try:
@@ -330,6 +373,7 @@ class Synchronizer:
             "answers": dict(self._plan.answers()),
             "rank": self._link.rank,
             "members": len(self._link.members),
+            "shards": self._shards,
             "step": self.step,
             "made": self._made,
             "pacing": pack_pacing(self._pacing, self._asked, rescue=rescue),
@@ -355,6 +399,12 @@ class Synchronizer:
                 expected=f"{wrong[0]} {self._plan.answers()[wrong[0]]}",
                 mend="resume with the method of the checkpoint, or start anew from its weights",
             )
+        if state.get("shards", "") != self._shards:
+            raise ConfigError(
+                f"the saved state is of {state.get('shards') or 'a whole model'}",
+                expected=self._shards or "a state of a whole model",
+                mend="give every member the state that it saved, on as many members an island, sharded as before",
+            )
         self._resumed = True
         self.step = state["step"]
         self._enter_phase(self._plan.at(max(1, self.step)))
@@ -366,9 +416,11 @@ class Synchronizer:
         self._states = [unpack_state(saved, self._fragments.device) for saved in state["fragments"]]
         self._under_way = [unpack_under_way(saved, self._fragments.device) for saved in state["under_way"]]
         self._carry(what_is_ours(state, self._method, self._link))
+        if self._island is not None and not self._island.all_of(self._asked is not None):
+            self._asked = None  # lost with a member, by some parts of the island
+        self._agree_within({"step": str(self.common_step), "state.committed": str(self.committed)})
         if not is_ours(state, self._link):
             self._states = [without_own(state) for state in self._states]
-            self._under_way = [(replace(u, x=torch.zeros_like(u.x)), rows) for u, rows in self._under_way]
         context = agree(self._link, {**self._shared_facts(), "step": str(self.common_step)})
         self._terms = replace(self._terms, context=context)
         self._clock.resume()
@@ -548,6 +600,7 @@ class Synchronizer:
         under_way, self._states[fragment] = rounds.begin(
             method, self._terms, self._link, fragment, step, live, x, self._weight(fragment), state,
             how=self._how[fragment], shared=self._shared(fragment, state), counted=(self._made, self._samples),
+            island=self._island,
         )  # fmt: skip
         if self._pacer is not None:
             self._tell(step, x, under_way.round)
@@ -581,11 +634,11 @@ class Synchronizer:
         entry = self._last_of(fragment)
         if entry is None:
             self._merge(fragment, Mine(live, live, fresh=x, members=len(self._link.members)))
-            all_of_it = x
         else:
-            all_of_it = self._finish(entry, x)
-        self._states[fragment] = replace(self._states[fragment], owed=x.new_zeros(0))
-        return all_of_it
+            x = self._finish(entry, x)
+        if self._is_finite(x):  # else this member sends nothing, and owes what it did
+            self._states[fragment] = replace(self._states[fragment], owed=x.new_zeros(0))
+        return x
 
     def _exchange_buffers(self, number: int) -> Handle[BufferRows]:
         route = rounds.route_of(self._method, self._terms, self._link, 0, number)
@@ -607,6 +660,8 @@ class Synchronizer:
         if self._asked is None:  # what was told was lost with a member, and the run went on from there
             return
         told, self._asked = self._asked.wait(), None
+        if self._island is not None:
+            told = self._island.told(told)
         update2 = 0.0 if combined.update is None else float(combined.update.square().sum())
         last = (combined.job_s, self._pacing.size2 if took_part else -1.0, update2)
         self._pacing = replace(self._pacing, last=last, decided=pacer.decide(self._pacing.pace, told))
@@ -673,39 +728,53 @@ class Synchronizer:
 
     def _owe(self, under_way: UnderWay, fresh: Tensor) -> Tensor:
         """A round had no effect. Unless parameters still hold what it was to send, the next one sends it too."""
-        fragment = under_way.fragment
-        if not back_to_back(self._method.schedule) or not finite(under_way.x):
+        fragment, state = under_way.fragment, self._states[under_way.fragment]
+        if not back_to_back(self._method.schedule):
             return fresh
         if not fresh.numel():
-            self._states[fragment] = owing(self._states[fragment], under_way)
+            self._states[fragment] = owing(state, under_way)
             return fresh
-        fresh = fresh + under_way.x
+        if self._is_finite(under_way.x):
+            if self._is_finite(fresh):
+                fresh = fresh + under_way.x
+            else:  # then it waits for a round that this member has something to say in
+                self._states[fragment] = replace(state, owed=under_way.x)
         live = self._fragments.gather(fragment)
         self._merge(fragment, Mine(live, under_way.live, fresh=fresh, members=len(self._link.members)))
         return fresh
 
     def _merge(self, fragment: int, mine: Mine) -> None:
         """Set the live parameters to what the outer step makes of them."""
-        state = self._states[fragment]
-        now = Now(state.committed, self._lr())
-        if not finite(mine.fresh):
-            self._start_over(fragment)
-            return
-        merged, own = self._outers[fragment].merge(mine, state.anchor, state.own, now)
+        state, outer = self._states[fragment], self._outers[fragment]
+        merged, own = outer.merge(mine, state.anchor, state.own, Now(state.committed, self._lr()))
         if not mine.fresh.numel() and back_to_back(self._method.schedule):  # nothing begins: local steps stay
             merged = merged + (mine.live - mine.sent)
+        if back_to_back(self._method.schedule) and not self._is_finite(mine.fresh, merged):
+            self._start_over(fragment)
+            return
         self._fragments.scatter(fragment, merged)
         self._states[fragment] = replace(state, own=own)
+        if outer.restarts:
+            self._forget(fragment)
+
+    def _is_finite(self, *vectors: Tensor) -> bool:
+        """Whether they are, on all members of an island."""
+        healthy = all(finite(vector) for vector in vectors)
+        return healthy if self._island is None else self._island.all_of(healthy)
 
     def _start_over(self, fragment: int) -> None:
         """Take the common model with a fresh inner state: this member's own values are not finite."""
         state = self._states[fragment]
         self._fragments.scatter(fragment, state.anchor)
         self._states[fragment] = replace(state, own={})
+        self._forget(fragment)
+
+    def _forget(self, fragment: int) -> None:
+        """Inner optimizers begin anew with a fragment's parameters."""
         named = dict(self._model.named_parameters())
         for name in self._fragments.names(fragment):
             for optimizer in self._optimizers:
-                optimizer.state.pop(named[name], None)
+                inner_state(optimizer).pop(named[name], None)
 
     def _apply(self, under_way: UnderWay, combined: Combined, outcome: Committed, fresh: Tensor) -> None:
         """Write the result into the model: gradients before a step, parameters after it."""
@@ -715,9 +784,10 @@ class Synchronizer:
             if self._method.payload.in_steps:
                 rates = self._rates(fragment)
                 self._fragments.scatter_gradients(fragment, (combined.update / rates).masked_fill_(rates == 0, 0.0))
-            elif combined.update.data_ptr() != under_way.live.data_ptr():  # else nobody's but its own came back
+            elif self._fragments.is_shared or combined.update.data_ptr() != under_way.live.data_ptr():
+                # else nobody's but its own came back
                 self._fragments.scatter_gradients(fragment, combined.update)
-        elif self._link.rank in outcome.ranks or fresh.numel():
+        elif self._link.rank in outcome.ranks or back_to_back(self._method.schedule):
             live, members = self._fragments.gather(fragment), len(outcome.ranks)
             mine = Mine(live, under_way.live, combined.update, combined.counted, fresh, members)
             self._merge(fragment, mine)
@@ -733,8 +803,7 @@ class Synchronizer:
         rates = [rate_of.get(id(p), 1.0) for p in parts]
         if len(set(rates)) == 1:
             return torch.tensor(rates[0], device=device)
-        pieces = zip(parts, rates, strict=True)
-        return torch.cat([torch.full((p.numel(),), rate, device=device) for p, rate in pieces])
+        return self._fragments.spread(fragment, rates)
 
     @property
     def _scales_gradients(self) -> bool:
@@ -822,6 +891,34 @@ def _check_parameters(model: nn.Module, optimizers: Sequence[torch.optim.Optimiz
             expected="optimizers over disjoint parameters",
             mend="give each parameter to one of them",
         )
+
+
+def _check_island(model: nn.Module, plan: Method | Phases, island: Island | None) -> None:
+    """A model that several processes have only together, or keep alike, wants to know them."""
+    sharded = any(is_dtensor(p) for p in model.parameters())
+    replicated = any(isinstance(module, nn.parallel.DistributedDataParallel) for module in model.modules())
+    if island is None and (sharded or replicated):
+        told = "has parameters sharded over processes" if sharded else "is averaged over processes in every step (DDP)"
+        raise ConfigError(
+            f"this {type(model).__name__} {told}, and the link knows no island of them",
+            expected="a link that knows who holds the model with this member: they leave out a round together",
+            mend='mesh = init_device_mesh("cpu", (islands, members), mesh_dim_names=("across", "within")), then '
+            'thinwire.join(across=mesh["across"], within=mesh["within"])',
+        )
+    for method in (plan.first, plan.then) if isinstance(plan, Phases) else (plan,):
+        if island is not None and method.aggregator.needs == "rows":
+            raise ConfigError(
+                f"aggregator {method.aggregator!r} within an island: each part of the model would choose for itself",
+                expected="a rule that goes by coordinates, whose choice on a part is that on the whole",
+                mend="use Mean(), Median() or TrimmedMean(...) with islands",
+            )
+
+
+def _shards(model: nn.Module, inner: Link) -> str:
+    """Which part of its island's model a member has, in words."""
+    place = f"part {inner.rank + 1} of {len(inner.members)} of an island's model"
+    found = layout(model)
+    return f"{place} ({found})" if found else place
 
 
 def _check_momentum(optimizer: torch.optim.Optimizer, plan: Method | Phases) -> None:

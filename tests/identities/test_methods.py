@@ -10,9 +10,12 @@ import thinwire
 from small import BATCH, adamw, batch, local_steps, loss_of, make_model, same, sgd, train
 from thinwire import (
     Network,
+    co2,
+    delayed,
     demo,
     dgc,
     diloco,
+    eager,
     every_step,
     fedavg,
     flasc,
@@ -20,9 +23,11 @@ from thinwire import (
     late_merge,
     local_sgd,
     muloco,
+    noloco,
     one_bit_adam,
     post_local_sgd,
     sign_sgd,
+    slowmo,
     sparse_loco,
     sparta,
     streaming_diloco,
@@ -47,7 +52,7 @@ from thinwire.codecs import (
 )
 from thinwire.links.local import alone, run
 from thinwire.method import Method, Phases
-from thinwire.outer import SGD, Adam, Average, Mix, Nesterov, Rebase
+from thinwire.outer import SGD, Adam, Average, Mix, Nesterov, Rebase, Restart, Scheduled, per_group
 from thinwire.payloads import Delta, Parameters
 from thinwire.schedules import Every
 from thinwire.topologies import Everyone, Exponential, Islands, RandomGraph, RandomPairs, Ring, Window
@@ -76,11 +81,18 @@ METHODS = {
     "streaming": streaming_diloco(every=4, fragments=2, overlap=1),
     "streaming deep": streaming_diloco(every=6, fragments=3, overlap=4, codec=int8()),
     "streaming rebase": streaming_diloco(every=4, fragments=2, overlap=2).but(outer=Rebase(Nesterov(0.4, 0.9))),
-    "delayed": diloco(every=3).but(schedule=Every(3, overlap=3), outer=SGD(0.7)),
-    "delayed fragments": diloco(every=4, codec=topk(1 / 4)).but(
-        schedule=Every(4, overlap=4), payload=Delta(2), outer=SGD(0.5, 0.3)
+    "delayed": delayed(every=3),
+    "delayed fragments": delayed(every=4, fragments=2, outer_lr=0.5, momentum=0.3, codec=topk(1 / 4)),
+    "eager": eager(every=3),
+    "eager fragments": eager(every=4, fragments=2, codec=topk(1 / 4)),
+    "eager islands": eager(every=3, codec=int4()).but(topology=Islands(2)),
+    "co2": co2(every=3, momentum=0.5, clip=0.01, penalty="gap"),
+    "slowmo": slowmo(every=3),
+    "groups": diloco(every=3).but(
+        outer=Restart(Scheduled(per_group(("*.bias", Adam()), rest=Nesterov(0.7, 0.9)), warmup=1))
     ),
     "flasc": flasc(every=3),
+    "noloco": noloco(every=3),
     "demo": demo(codec=dct(1 / 8)),
     "sparta": sparta(share=0.1),
     "sparta deep": sparta(share=0.2).but(schedule=Every(3, overlap=2)),

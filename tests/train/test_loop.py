@@ -31,6 +31,10 @@ OPTIONS = {
     "diloco": {"every": 4, "codec": "int4"},
     "streaming": {"every": 4, "fragments": 2, "overlap": 1},
     "flasc": {"every": 4},
+    "eager": {"every": 4, "fragments": 2},
+    "delayed": {"every": 4},
+    "co2": {"every": 4, "momentum": 0.2, "penalty": "gap"},
+    "slowmo": {"every": 4},
     "muloco": {"every": 4, "codec": "feedback(layers(kmeans(4), small=16), decay=0.9)"},
     "sparse_loco": {"every": 4, "codec": "topk(1/8, block=64) | kmeans(4)"},
     "gossip": {"every": 4, "topology": "torus"},
@@ -39,6 +43,7 @@ OPTIONS = {
     "one_bit_adam": {"freeze": 6},
     "sign_sgd": {},
     "demo": {"codec": "dct(1/8)"},
+    "noloco": {"every": 4},
     "sparta": {"share": 0.1, "every": 2},
 }
 

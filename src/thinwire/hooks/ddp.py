@@ -31,8 +31,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from thinwire.codecs import How
 from thinwire.errors import ConfigError
-from thinwire.hooks.session import Session, Unit, link_beside, method_of
+from thinwire.hooks.session import Session, Unit, method_of
 from thinwire.links.base import Link
+from thinwire.links.joining import beside
 from thinwire.links.meter import Meter
 from thinwire.method import Method
 from thinwire.rounds import UnderWay
@@ -74,7 +75,7 @@ def ddp(
     method = method_of(codec)
     named = trained(model.module, model.parameters_to_ignore)
     state = Gradients(
-        link_beside(model.process_group, timeout_s), method, named, seed=seed, most_bytes=model.bucket_bytes_cap
+        beside(model.process_group, timeout_s), method, named, seed=seed, most_bytes=model.bucket_bytes_cap
     )
     return state, on_bucket
 

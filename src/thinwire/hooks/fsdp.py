@@ -33,8 +33,9 @@ from torch import Tensor, nn
 from thinwire.codecs import How, Staged
 from thinwire.errors import ConfigError
 from thinwire.hooks.scatter import scatters
-from thinwire.hooks.session import Session, Unit, link_beside, method_of
+from thinwire.hooks.session import Session, Unit, method_of
 from thinwire.links.base import Link
+from thinwire.links.joining import beside
 from thinwire.links.meter import Meter
 from thinwire.method import Method
 
@@ -77,7 +78,7 @@ def fsdp(
             expected="a model after fully_shard(model)",
             mend="call fully_shard on its blocks and on the model itself first",
         )
-    link = link_beside(_shard_group(model) if across is None else across, timeout_s)
+    link = beside(_shard_group(model) if across is None else across, timeout_s)
     device = next(model.parameters()).device
     shards = Shards(link, method, tuple(modules), _told(model), seed=seed, device=device)
     for unit, module in enumerate(modules.values()):

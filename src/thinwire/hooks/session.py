@@ -15,7 +15,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from thinwire import rounds
@@ -29,7 +28,6 @@ from thinwire.handshake import agree
 from thinwire.hooks.scatter import scatter_mean
 from thinwire.links.base import Channel, Handle, Link
 from thinwire.links.meter import Meter
-from thinwire.links.torch import TorchLink
 from thinwire.method import Method
 from thinwire.rounds import Committed, FragmentState, Skipped, Terms, UnderWay
 from thinwire.snapshot import pack_state, unpack_state, what_is_ours
@@ -59,15 +57,6 @@ def method_of(codec: str | How) -> Method:
     how = parse(codec) if isinstance(codec, str) else codec
     weighs = isinstance(how, Feedback) and how.weighs
     return Method(codec=how, aggregator=WeightedMean() if weighs else Mean())
-
-
-def link_beside(group: dist.ProcessGroup | None, timeout_s: float | None) -> Link:
-    """A link over the members of a process group. It has a Gloo group of its own: tags cannot meet the engine's."""
-    world = group is None or group == dist.group.WORLD
-    ranks = None if world else dist.get_process_group_ranks(group)
-    ours = dist.new_group(ranks, backend="gloo", use_local_synchronization=not world)
-    assert isinstance(ours, dist.ProcessGroup)
-    return TorchLink(ours, "gloo", timeout_s)
 
 
 class Session:

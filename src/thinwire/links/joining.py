@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import psutil
 import torch.distributed as dist
@@ -17,8 +18,12 @@ from torch.distributed import Store, TCPStore, rendezvous  # type: ignore[attr-d
 
 from thinwire.errors import ConfigError, LinkError, PeerLost
 from thinwire.links.base import Link
+from thinwire.links.islands import IslandLink
 from thinwire.links.local import alone
 from thinwire.links.torch import TELL_AFTER_S, TorchLink, first_line, names
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 _log = logging.getLogger("thinwire")
 
@@ -31,8 +36,13 @@ def join(
     world: int | None = None,
     backend: str = "gloo",
     timeout_s: float | None = None,
+    across: dist.ProcessGroup | DeviceMesh | None = None,
+    within: dist.ProcessGroup | DeviceMesh | None = None,
 ) -> Iterator[Link]:
     """Join the group of members; leave it at the end of the `with` block.
+
+        mesh = init_device_mesh("cpu", (islands, members), mesh_dim_names=("across", "within"))
+        with thinwire.join(across=mesh["across"], within=mesh["within"]) as link:
 
     address    "HOST:PORT" of member 0, the same on all members; needs rank and world. Without it the group that is
                already initialised is used, else the one torchrun describes, else this member is a group of one
@@ -40,12 +50,19 @@ def join(
     world      number of members
     backend    "gloo" (processors; GPU tensors are staged through memory) or "nccl" (GPUs)
     timeout_s  one override for every time limit; by default they follow from payload and measured link
+    across     members of an initialised group that make up this one, instead of all; all of these call it
+    within     this member's island, over Gloo: those that hold the other shards of its model, or the same model (FSDP2,
+               DDP, ZeRO). `across` are then the members of equal rank in the islands, and the link leads to them
     raises     ConfigError for a request that cannot be met, LinkError if the group does not form in time
     """
     if backend not in ("gloo", "nccl"):
         raise ConfigError(
             f"backend {backend!r}", expected="gloo or nccl", mend="use gloo unless every member has a GPU"
         )
+    if across is not None or within is not None:
+        with _among(address, across, within, backend, timeout_s) as link:
+            yield link
+        return
     if address is None and not dist.is_initialized() and "RANK" not in os.environ:
         _log.warning("no group was named (address, torchrun): this member trains alone")
         yield alone()
@@ -63,6 +80,46 @@ def join(
         link.close()
         if ours and dist.is_initialized():
             dist.destroy_process_group()
+
+
+@contextmanager
+def _among(
+    address: str | None, across: dist.ProcessGroup | DeviceMesh | None, within: dist.ProcessGroup | DeviceMesh | None,
+    backend: str, timeout_s: float | None,
+) -> Iterator[Link]:  # fmt: skip
+    """Over some members of a group that is there already, and perhaps within an island of others."""
+    if across is None or address is not None or not dist.is_initialized():
+        told = "within without across" if across is None else "across " + (
+            f"with address {address!r}" if address is not None else "before torch.distributed is initialised"
+        )  # fmt: skip
+        raise ConfigError(
+            f"join: {told}",
+            expected="an initialised process group, of which `across` names the members that combine",
+            mend='mesh = init_device_mesh("cpu", (islands, members), mesh_dim_names=("across", "within")), then '
+            'join(across=mesh["across"], within=mesh["within"])',
+        )
+    link = beside(across, timeout_s, backend)
+    joined = link if within is None else IslandLink(link, beside(within, timeout_s, behind=link))
+    try:
+        yield joined
+    finally:
+        joined.close()
+
+
+def beside(
+    group: dist.ProcessGroup | DeviceMesh | None, timeout_s: float | None, backend: str = "gloo",
+    behind: TorchLink | None = None,
+) -> TorchLink:  # fmt: skip
+    """A link over the members of a process group, by a group of its own: tags cannot meet those of others.
+
+    behind  see TorchLink
+    """
+    found = group if group is None or isinstance(group, dist.ProcessGroup) else group.get_group()
+    world = found is None or found == dist.group.WORLD
+    ranks = None if world else dist.get_process_group_ranks(found)
+    ours = dist.new_group(ranks, backend=backend, use_local_synchronization=not world)
+    assert isinstance(ours, dist.ProcessGroup)
+    return TorchLink(ours, backend, timeout_s, behind)
 
 
 def _form_group(

@@ -63,7 +63,10 @@ def time_limit_s(payload_bytes: int, rate_bytes_per_s: float, longest_wait_s: fl
 class TorchLink:
     """A process group as a link. Made by `join`; see thinwire.links.base.Link for the contract."""
 
-    def __init__(self, group: dist.ProcessGroup, backend: str, timeout_s: float | None) -> None:
+    def __init__(
+        self, group: dist.ProcessGroup, backend: str, timeout_s: float | None, behind: TorchLink | None = None
+    ) -> None:
+        """behind: a link that others wait at while we wait for them on this one; time limits here add its longest."""
         self.rank = dist.get_rank(group)
         self.members = tuple(range(dist.get_world_size(group)))
         self.meter = Meter()
@@ -75,6 +78,7 @@ class TorchLink:
         self._opened = 0
         self._lock = threading.Lock()
         self._pace = Pace()
+        self._longest_limit_s, self._behind = 0.0, behind
         self._broken: PeerLost | None = None
         self._jobs: list[Future[object]] = []
 
@@ -120,6 +124,9 @@ class TorchLink:
         moved.update({rank: most for rank, (most, _) in incoming.items()})
         with self._lock:
             limit_s = self._timeout_s or self._pace.begin(moved)
+            if self._behind is not None:
+                limit_s += self._behind._longest_limit_s
+            self._longest_limit_s = max(self._longest_limit_s, limit_s)
         took: Mapping[int, float] = {}
         try:
             arrived, took = self._transfer(self._crew, self._group, outgoing, incoming, limit_s, what)

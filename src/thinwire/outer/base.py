@@ -1,4 +1,4 @@
-"""And then? What the combined vector does to the anchor, and how the live parameters take the new anchor in.
+"""The contract of outer steps, and the plain ones: those of torch.optim, and what goes around them.
 
 The optimizers are torch.optim's, run on the anchor with the combined delta as its gradient. Their state goes in and
 comes out as a value; nothing that was given is changed.
@@ -75,9 +75,27 @@ class Outer(ABC):
         return False
 
     @property
+    def anticipates(self) -> bool:
+        """Whether `merge` takes in what the round that begins then is yet to bring."""
+        return False
+
+    @property
+    def restarts(self) -> bool:
+        """Whether inner optimizers forget what they know of a fragment's parameters when a round has changed them."""
+        return False
+
+    @property
+    def linear(self) -> bool:
+        """Whether two updates together move the anchor as they do one by one, but for what is clipped."""
+        return False
+
+    @property
     def apart(self) -> bool:
         """Whether members' models stay apart, so that the one to evaluate and ship is their mean, not the anchor."""
         return False
+
+    def check_names(self, names: tuple[str, ...]) -> None:  # noqa: B027 (most have nothing to say)
+        """Refuse a model whose parameters have these names, if names mean something and these are not meant."""
 
     def fit(self, names: tuple[str, ...], sizes: tuple[int, ...]) -> Outer:
         """The step for vectors that hold these parameters, of so many elements; itself, unless names mean something."""
@@ -142,6 +160,10 @@ class SGD(Outer):
                 expected="momentum above 0",
                 mend="set momentum=0.9, or nesterov off",
             )
+
+    @property
+    def linear(self) -> bool:
+        return True
 
     def step(self, anchor: Tensor, update: Tensor, memory: Memory, now: Now) -> tuple[Tensor, Memory]:
         def make(weights: list[Tensor]) -> torch.optim.Optimizer:
@@ -233,8 +255,23 @@ class Around(Outer):
         return self.outer.mixes
 
     @property
+    def anticipates(self) -> bool:
+        return self.outer.anticipates
+
+    @property
+    def restarts(self) -> bool:
+        return self.outer.restarts
+
+    @property
+    def linear(self) -> bool:
+        return self.outer.linear
+
+    @property
     def apart(self) -> bool:
         return self.outer.apart
+
+    def check_names(self, names: tuple[str, ...]) -> None:
+        self.outer.check_names(names)
 
     def fit(self, names: tuple[str, ...], sizes: tuple[int, ...]) -> Outer:
         return replace(self, outer=self.outer.fit(names, sizes))
