@@ -27,6 +27,7 @@ from thinwire.synchronizer import Synchronizer, synchronize
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
+    from lightning.pytorch.callbacks import ModelCheckpoint
     from lightning.pytorch.plugins import MixedPrecision
     from lightning.pytorch.trainer.states import TrainerFn
 except ImportError as error:
@@ -97,8 +98,9 @@ class Synchronized(Callback):
                 mend="put the parameters into groups of one optimizer, or write the loop with Fabric",
             )
         check_length(self._link, trainer.estimated_stepping_batches)
-        if trainer.checkpoint_callbacks:
-            check_folders(self._link, trainer.default_root_dir)
+        for saving in trainer.checkpoint_callbacks:
+            if isinstance(saving, ModelCheckpoint):
+                check_folders(self._link, saving.dirpath or trainer.default_root_dir)
 
     # --- evaluation ----------------------------------------------------------------------------------------------
 
