@@ -252,7 +252,11 @@ def main() -> None:
     if failed := failures(runs):
         parts += ["\n## What failed\n", *failed]
     if tuned := tuning_table(args.results.with_name("peers_tuning.jsonl")):
-        parts += ["\n## Tuning\n", "On seed 100, without links (tune.py); loss of the model all agree on.\n", *tuned]
+        parts += [
+            "\n## Tuning\n",
+            "On seed 100, without links (tune.py); loss of the mean of members' models.\n",
+            *tuned,
+        ]
     args.results.with_suffix(".md").write_text("\n".join(parts) + "\n")
     picture(runs, goal, args.results.with_suffix(".png"))
 
