@@ -38,7 +38,7 @@ from thinwire.errors import ConfigError, PacketError
 from thinwire.fragments import Fragments, digest
 from thinwire.handshake import agree, all_of
 from thinwire.links.base import Channel, Handle, Link
-from thinwire.outer import check as check_rates
+from thinwire.outer.base import check as check_rates
 from thinwire.pace import Clock
 from thinwire.packet import Flag, Header, Kind, Packet, check, read, wire_bytes
 from thinwire.randomness import mix
