@@ -5,8 +5,8 @@
 
 Four members on a simulated 20 Mbit/s line, 20 ms apart, 50 ms a local step; a byte-level GPT of 0.2M parameters,
 context 64, batch 8 a member, AdamW 3e-3, on Python's language reference or the file given. Nothing depends on this
-machine's speed. Methods whose step is a sign, or that hold an optimizer's moments themselves, have SGD behind them, at a
-learning rate of their own (below). Loss is of the model that all would ship: the common one, or the mean of all.
+machine's speed. Methods whose step is a sign, or that hold an optimizer's moments themselves, have SGD behind them, at
+a learning rate of their own (below). Loss is of the model that all would ship: the common one, or the mean of all.
 
 A run that is done is a line of results/methods.jsonl and is not done again.
 """
@@ -74,7 +74,10 @@ def rows(every: int, steps: int) -> dict[str, Row]:
         "muloco": Row("muloco", {"every": every}, {"name": "Muon", "lr": 0.02}),
         "sparse_loco": Row("sparse_loco", {"every": every}),
         "flasc": Row("flasc", {"every": every}),
-        "streaming": Row("streaming", {"every": every, "fragments": 2, "overlap": 4, "keep": 0.0, "outer_lr": 0.9, "momentum": 0.5}),
+        "streaming": Row(
+            "streaming",
+            {"every": every, "fragments": 2, "overlap": 4, "keep": 0.0, "outer_lr": 0.9, "momentum": 0.5},
+        ),
         "eager": Row("eager", {"every": every}),
         "delayed": Row("delayed", {"every": every}),
         "co2": Row("co2", {"every": every}),
@@ -163,8 +166,8 @@ def _markdown(args: argparse.Namespace, names: list[str]) -> str:
         f"{_settings(args)}. thinwire {thinwire.__version__}, torch {torch.__version__}, "
         f"Python {platform.python_version()}.",
         "",
-        "| method | validation loss, mean (lowest to highest) | against ddp | MB sent a member | fewer | simulated time "
-        "| seeds |",
+        "| method | validation loss, mean (lowest to highest) | against ddp | MB sent a member | fewer "
+        "| simulated time | seeds |",
         "|---|---|---|---|---|---|---|",
     ]
     whole = statistics.mean(line["sent_bytes"] for line in lines if line["name"] == "ddp")

@@ -506,7 +506,7 @@ def test_the_documented_example_can_be_read():
 def test_any_method_can_be_given_another_topology_and_rule(name):
     run = override(Run(), ["--method", name, "--topology", "islands(2, inside=bf16)", "--aggregator", "weighted_mean"])
     answers = run.method.build().answers()
-    assert "Islands(size=2, between=Everyone(), inside=BF16())" in answers["topology"]
+    assert "Islands(size=2, between=Everyone(shares=()), inside=BF16())" in answers["topology"]
     assert answers["aggregator"] == "WeightedMean()"
     assert loads(dump(run)) == run
     own = override(Run(), ["--method", name]).method.build().answers()
