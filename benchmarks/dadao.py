@@ -161,6 +161,7 @@ def main() -> None:
     n, side = args.nodes, math.isqrt(args.nodes)
     head = ["| graph | method | gradients of all nodes | communications |", "|---|---|---|---|"]
     lines = [
+        "`python benchmarks/dadao.py`. "
         f"Until the error is {args.precision:g} of what it was: mean over {args.seeds} seeds (lowest to highest). "
         f"thinwire {thinwire.__version__}, torch {torch.__version__}, scipy {scipy.__version__}, "
         f"cvxpy {cvxpy.__version__}, Python {platform.python_version()}. "

@@ -5,7 +5,7 @@
 Sixteen members learn a teacher's ten labels. A member's 1024 samples have labels in proportions of their own, drawn
 from a Dirichlet distribution of concentration 0.1: it sees two or three labels and hardly any others. The student is
 32-64-10 with ReLU; AdamW 3e-3, batch 64, 60 rounds of 40 steps; accuracy on 4000 samples as the teacher labels them.
-About three minutes on one core.
+About four minutes on one core.
 
 All members train at once in one tensor, and a round is the product of `mixing_matrix(...)` and all models: that this is
 what a round over a link does is held by tests/identities/test_gossip.py. Models sent are counted from the routes.

@@ -27,4 +27,4 @@ with thinwire.integrations.join() as link:
                 scheduler.step()
                 optimizer.zero_grad()
             losses.append(loss.item())
-    tell(link.rank, losses[0], losses[-1], accelerator.unwrap_model(model))
+    tell(losses, accelerator.unwrap_model(model))

@@ -45,4 +45,4 @@ with thinwire.integrations.join() as link:
     )
     module = Counting()
     trainer.fit(module, batches(link.rank, len(link.members)))
-    tell(link.rank, module.losses[0], module.losses[-1], module.net)
+    tell(module.losses, module.net)

@@ -34,4 +34,4 @@ with thinwire.integrations.join() as link:
     with synchronize(trainer, thinwire.diloco(every=options.every), link):
         trainer.train(resume_from_checkpoint=options.resume)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    tell(link.rank, losses[0], losses[-1], trainer.model)
+    tell(losses, trainer.model)

@@ -15,7 +15,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "thinwire"
 #: From the bottom up: a room may import from its own floor's rooms by name below, and from floors under it.
 FLOORS: list[set[str]] = [
     {"version", "errors"},
-    {"packet", "randomness", "units", "expressions", "sharding"},
+    {"packet", "randomness", "units", "expressions", "sharding", "batch_size"},
     {"aggregators", "links", "pace"},
     {"codecs"},
     {"routes"},
@@ -25,9 +25,10 @@ FLOORS: list[set[str]] = [
     {"collectives"},
     {"handshake"},
     {"island"},
-    {"methods", "rounds", "buffers", "stability"},
+    {"methods", "rounds", "buffers", "ensembles", "stability"},
     {"snapshot"},
     {"synchronizer", "hooks", "pushes", "decentralized"},
+    {"integrations"},
 ]
 #: Imports inside functions that point back, and why they may: each breaks a cycle that is in the thing itself.
 BACKWARDS = {
@@ -180,7 +181,8 @@ assert (torch.get_num_threads(), torch.get_default_dtype()) == before[2:]
 assert torch.equal(torch.get_rng_state(), state) and random.getstate() == python
 assert (sys.excepthook, threading.excepthook, list(sys.path)) == hooks
 assert not torch.distributed.is_initialized()
-heavy = {"matplotlib", "transformers", "sklearn", "datasets", "peft", "pandas", "click"} & set(sys.modules)
+heavy = {"matplotlib", "transformers", "sklearn", "datasets", "peft", "pandas", "click", "accelerate", "lightning"}
+heavy &= set(sys.modules)
 assert not heavy, f"imported {heavy}"
 import logging
 assert not logging.getLogger("thinwire").handlers and not logging.getLogger().handlers

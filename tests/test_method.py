@@ -26,6 +26,7 @@ from thinwire.methods import (
     late_merge,
     local_sgd,
     muloco,
+    noloco,
     one_bit_adam,
     post_local_sgd,
     sign_sgd,
@@ -48,6 +49,7 @@ from thinwire.outer import (
     Restart,
     Scheduled,
     SlowMo,
+    Towards,
     per_group,
 )
 from thinwire.payloads import Delta, Gradient, Parameters
@@ -207,6 +209,7 @@ OTHERS = {
     delayed: {"every": 7, "fragments": 2, "outer_lr": 0.3, "momentum": 0.5, "codec": int8},
     co2: {"every": 7, "outer_lr": 0.3, "momentum": 0.5, "clip": None, "penalty": "gap", "codec": int8},
     slowmo: {"every": 7, "outer_lr": 0.3, "momentum": 0.2, "codec": int8},
+    noloco: {"every": 7, "outer_lr": 0.3, "momentum": 0.3, "pull": 0.3, "codec": zstd},
     flasc: {"every": 7, "outer_lr": 0.3, "codec": topk(1 / 16)},
     muloco: {"every": 7, "outer_lr": 0.3, "momentum": 0.5, "codec": int8},
     sparse_loco: {"every": 7, "outer_lr": 0.3, "decay": 0.5, "codec": topk(1 / 16)},
@@ -231,7 +234,8 @@ def test_every_option_of_every_method_changes_the_answers():
     [
         (Every(4, 1), {"steps": 5, "overlap": 2}),
         (Delta(2), {"fragments": 3}),
-        (Parameters(2), {"fragments": 3}),
+        (Parameters(2), {"fragments": 3, "stretch": 2.0}),
+        (Everyone(), {"shares": (0.5, 0.5)}),
         (Islands(2), {"size": 3, "between": RandomPairs(), "inside": int8}),
         (At((4,)), {"steps": (4, 5)}),
         (RandomPairs(), {"share": 0.5}),
@@ -244,6 +248,7 @@ def test_every_option_of_every_method_changes_the_answers():
         (Adam(), {"lr": 0.2, "betas": (0.1, 0.2), "eps": 0.1}),
         (Mix(SGD()), {"outer": SGD(0.3), "keep": 0.4}),
         (Rebase(SGD()), {"outer": SGD(0.3)}),
+        (Towards(SGD()), {"outer": SGD(0.3)}),
         (Eager(SGD()), {"outer": SGD(0.3)}),
         (Restart(SGD()), {"outer": SGD(0.3)}),
         (ClippedMomentum(), {"lr": 0.2, "momentum": 0.6, "clip": 0.1, "penalty": Gap()}),

@@ -16,7 +16,7 @@ from thinwire.aggregators import WeightedMean
 from thinwire.links.base import Link
 from thinwire.links.local import run
 from thinwire.method import Method
-from thinwire.pace import PACERS, ByLink, ByRate, ByShares, BySpeed, Pace, Pacing, Told, disagreement
+from thinwire.pace import PACERS, ByLink, ByNoise, ByRate, ByShares, BySpeed, Pace, Pacing, Told, disagreement
 from thinwire.schedules import Every, Paced
 from thinwire.topologies import RandomPairs
 
@@ -247,3 +247,53 @@ def test_refusals():
     with pytest.raises(ConfigError, match="by_shares: batch = 0"):
         ByShares(0)
     assert set(PACERS) >= {"by_speed", "by_link", "by_rate", "by_shares"}
+
+
+# --- a batch that grows with the noise -------------------------------------------------------------------------------
+
+
+def noisy(samples: float, size2: float, update2: float) -> dict[int, Told]:
+    return {rank: Told(0.1, samples, 0.1, size2=size2, update2=update2) for rank in range(4)}
+
+
+def test_a_batch_grows_when_the_noise_asks_for_it():
+    """Four members of 8: sigma^2 = 8 (4 |g_i|^2 - 4 |g|^2) / 3, b' = sigma^2 / (eta^2 (|g|^2 - sigma^2 / 32))."""
+    pacer = ByNoise(32, eta=0.5, decay=0.0)
+    first = pacer.decide(Pace(1), noisy(8, 0.0, 0.0))
+    assert first.parts == dict.fromkeys(range(4), 1), "nothing is known yet"
+    variance = 8 * (4 * 2.0 - 4 * 1.0) / 3
+    asked = variance / (0.25 * (1.0 - variance / 32))
+    second = pacer.decide(first, noisy(8, 2.0, 1.0))
+    assert second.memory["batch"] == pytest.approx(-(-asked // 1))
+    assert sum(second.parts.values()) * 8 >= asked
+    again = pacer.decide(second, noisy(16, 1.0, 1.0))
+    assert again.memory["batch"] == second.memory["batch"], "it never shrinks"
+    assert ByNoise(32, most=40, decay=0.0).decide(first, noisy(8, 2.0, 1.0)).memory["batch"] == 40
+    assert ByNoise(32, eta=5.0, decay=0.0).decide(first, noisy(8, 2.0, 1.0)).memory["batch"] == 32
+    assert ByNoise(32, decay=0.9).decide(second, noisy(16, 1.0, 1.0)).memory != again.memory
+
+
+def test_without_noise_the_batch_stays():
+    pacer = ByNoise(32)
+    pace = pacer.decide(Pace(1), noisy(8, 0.0, 0.0))
+    for _ in range(5):
+        pace = pacer.decide(pace, noisy(8, 1.0, 1.0))
+    assert pace.memory["batch"] == 32
+
+
+def test_a_run_whose_batch_grows():
+    method = every_step().but(aggregator=WeightedMean()).paced(ByNoise(16, eta=0.3, most=96))
+    results = run(2, lambda link: go(link, method, 12), Network(step_s=0.1))
+    parts = [each[1] or 1 for each in results[0]["made"]]
+    assert parts == sorted(parts)
+    assert parts[-1] > 1
+    assert all(map(torch.equal, results[0]["consensus"], results[1]["consensus"]))
+
+
+def test_refusals_of_a_growing_batch():
+    with pytest.raises(ConfigError, match=r"by_noise: from 0 to 50000 samples"):
+        ByNoise(0)
+    with pytest.raises(ConfigError, match="by_noise: eta = 0"):
+        ByNoise(8, eta=0)
+    with pytest.raises(ConfigError, match="by_noise: decay = 1"):
+        ByNoise(8, decay=1)

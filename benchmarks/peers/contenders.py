@@ -71,7 +71,7 @@ CONTENDERS = (
         "torchft DiLoCo, streaming, tuned", "diloco", seconds=60, every=EVERY, fragments=2, delay=9, alpha=0.5,
         **AVERAGE,
     ),
-    _hivemind("hivemind, local updates", local=True, every=EVERY),
+    _hivemind("hivemind, local updates", local=True, every=50),
     _hivemind("hivemind, global batches", local=False, every=4, delay=True),
     _exogym("exogym DiLoCo", strategy="diloco", every=EVERY),
     _exogym("exogym SPARTA", strategy="sparta", p=0.005),

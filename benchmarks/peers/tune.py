@@ -4,8 +4,8 @@
 
 Members run in one process on the local link; the work is run.py's. torchft's DiLoCo and thinwire's are one algorithm,
 as are all three averages of models (torchft, Accelerate, thinwire's local_sgd), so one curve tunes both: what differs
-is the time that a round takes, which run.py measures. A line a trial: losses of the model all members agree on at
-some steps, and the bytes that a member sent.
+is the time that a round takes, which run.py measures. A line a trial: losses of the mean of members' models at some
+steps (after a round that is the model they agree on), and the bytes that a member sent.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from member import flat, text_task
 from run import HOSTS, WORK
+from torch import Tensor
 
 import thinwire
 from thinwire.config import MethodOptions
@@ -25,25 +26,27 @@ from thinwire.links.base import Link
 from thinwire.train.corpus import REFERENCE
 
 SEED = 100
-STEPS = 140
 _AT = 20  # steps between evaluations
 FAST = "topk(1/64) | int4"
-#: Inner learning rate, method, its options.
+#: Steps, inner learning rate, method, its options.
 TRIALS = (
-    (2e-3, "ddp", {}), (1e-3, "ddp", {}), (7e-4, "ddp", {}), (5e-4, "ddp", {}),
-    *((1e-3, "local_sgd", {"every": every}) for every in (10, 20, 50)),
-    *((1e-3, "diloco", {"every": 10, "outer_lr": lr, "momentum": mu}) for lr, mu in ((0.7, 0.9), (1.0, 0.5))),
-    *((1e-3, "diloco", {"every": 5, "outer_lr": 1.0, "momentum": mu, "codec": FAST}) for mu in (0.0, 0.3, 0.5)),
-    *((1e-3, "diloco", {"every": 10, "outer_lr": 1.0, "momentum": mu, "codec": FAST}) for mu in (0.0, 0.5)),
-    (1e-3, "streaming", {"every": 10, "fragments": 2, "overlap": 3, "outer_lr": 1.0, "momentum": 0.5, "codec": "int4"}),
+    *((92, lr, "ddp", {}) for lr in (4e-3, 2e-3, 1e-3, 7e-4, 5e-4)),
+    (140, 1e-3, "local_sgd", {"every": 10}),
+    *((200, 1e-3, "local_sgd", {"every": every}) for every in (20, 50)),
+    *((140, 1e-3, "diloco", {"every": 10, "outer_lr": lr, "momentum": mu}) for lr, mu in ((0.7, 0.9), (1.0, 0.5))),
+    (140, 1e-3, "diloco", {"every": 5, "outer_lr": 1.0, "momentum": 0.5, "codec": FAST}),
+    (100, 1e-3, "diloco", {"every": 5, "outer_lr": 1.0, "momentum": 0.3, "codec": FAST}),
+    (100, 1e-3, "diloco", {"every": 10, "outer_lr": 1.0, "momentum": 0.5, "codec": FAST}),
+    (100, 1e-3, "streaming",
+     {"every": 10, "fragments": 2, "overlap": 3, "outer_lr": 1.0, "momentum": 0.5, "codec": "int4"}),
 )  # fmt: skip
 
 
-def trial(data: str, lr: float, name: str, options: dict[str, object]) -> dict[str, object]:
+def trial(data: str, steps: int, lr: float, name: str, options: dict[str, object]) -> dict[str, object]:
     """Train once."""
     task = text_task({**WORK, "data": data, "seed": SEED})
     method = MethodOptions(name, options).build()
-    kept = {}
+    kept: dict[int, list[Tensor]] = {}
 
     def member(link: Link) -> int:
         torch.manual_seed(SEED)
@@ -51,21 +54,20 @@ def trial(data: str, lr: float, name: str, options: dict[str, object]) -> dict[s
         optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
         with thinwire.synchronize(model, optimizer, method, link, seed=SEED) as sync:
             before = link.meter.total().sent_bytes
-            for step in range(STEPS):
+            for step in range(steps):
                 task.loss(model, task.batch(step, link.rank, HOSTS)).backward()
                 sync.clip_grad_norm_(WORK["clip_norm"])
                 optimizer.step()
                 optimizer.zero_grad()
-                if link.rank == 0 and (step + 1) % _AT == 0:
-                    with sync.evaluating():
-                        kept[step + 1] = flat(model)
+                if (step + 1) % _AT == 0:
+                    kept.setdefault(step + 1, []).append(flat(model))
             return link.meter.total().sent_bytes - before
 
     start = time.perf_counter()
     sent = thinwire.run(HOSTS, member)[0]
     model, losses = task.model(), {}
     for step, weights in kept.items():
-        torch.nn.utils.vector_to_parameters(weights, model.parameters())
+        torch.nn.utils.vector_to_parameters(torch.stack(weights).mean(dim=0), model.parameters())
         losses[step] = round(task.evaluate(model)["loss"], 3)
     took = round(time.perf_counter() - start)
     return {"lr": lr, "method": name, "options": options, "losses": losses, "sent_bytes": sent, "took_s": took}
@@ -78,9 +80,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results" / "peers_tuning.jsonl")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    for lr, name, options in TRIALS:
+    for steps, lr, name, options in TRIALS:
         if args.only in f"{name} {options}":
-            line = json.dumps(trial(args.data, lr, name, options))
+            line = json.dumps(trial(args.data, steps, lr, name, options))
             print(line, flush=True)
             with args.out.open("a") as file:
                 file.write(line + "\n")

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     )
     from thinwire.handshake import broadcast
     from thinwire.links.joining import join
-    from thinwire.links.local import Network, run
+    from thinwire.links.local import run
+    from thinwire.links.network import Network
     from thinwire.method import Method, Phases
     from thinwire.methods import (
         co2,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
         late_merge,
         local_sgd,
         muloco,
+        noloco,
         one_bit_adam,
         post_local_sgd,
         sign_sgd,
@@ -61,7 +63,8 @@ _PLACES = {
         "ThinwireError",
     ],
     "handshake": ["broadcast"],
-    "links.local": ["Network", "run"],
+    "links.local": ["run"],
+    "links.network": ["Network"],
     "links.joining": ["join"],
     "method": ["Method", "Phases"],
     "methods": [
@@ -79,6 +82,7 @@ _PLACES = {
         "late_merge",
         "local_sgd",
         "muloco",
+        "noloco",
         "one_bit_adam",
         "post_local_sgd",
         "sign_sgd",
@@ -126,6 +130,7 @@ __all__ = [
     "late_merge",
     "local_sgd",
     "muloco",
+    "noloco",
     "one_bit_adam",
     "post_local_sgd",
     "run",

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from thinwire.collectives import Carried, Combined, gather_packets
+from thinwire.collectives import Carried, Combined, finite, gather_packets
 from thinwire.errors import LinkError, PeerLost, ThinwireError
 from thinwire.handshake import all_of
 from thinwire.links.base import Channel, Link
@@ -51,7 +51,7 @@ class Island:
         channel = self.link.open("island")
 
         def framed(run: Run, x: Tensor, weight: float, carried: Carried) -> Combined:
-            told = self._tell(channel, {"finite": bool(x.isfinite().all()), "weight": weight}, what)
+            told = self._tell(channel, {"finite": finite(x), "weight": weight}, what)
             if not all(facts["finite"] for facts in told):
                 x = torch.full_like(x, torch.nan)  # what makes a member abstain
             try:

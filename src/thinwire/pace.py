@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Protocol
 
+from thinwire.batch_size import Moments, Noise, next_batch_size
 from thinwire.errors import ConfigError
 
 
@@ -220,22 +221,73 @@ class ByShares:
         _check_share("by_shares: smooth", self.smooth)
 
     def decide(self, pace: Pace, told: Mapping[int, Told]) -> Pace:
-        micro = {rank: each.samples / pace.parts.get(rank, 1) for rank, each in told.items()}
-        speed = {rank: self._smoothed(pace, rank, each) for rank, each in told.items()}
-        total = sum(speed.values())
-        if total <= 0 or min(micro.values()) <= 0:
-            return pace
-        exact = {rank: self.batch * speed[rank] / total / micro[rank] for rank in told}
-        parts = {rank: max(1, _floor(exact[rank])) for rank in told}
-        for rank in sorted(told, key=lambda rank: parts[rank] - exact[rank]):  # the one most in want of another first
-            if sum(parts[each] * micro[each] for each in told) >= self.batch:
-                break
-            parts[rank] += 1
-        return replace(pace, parts=parts, memory={f"speed.{rank}": value for rank, value in speed.items()})
+        return _shared_out(pace, told, self.batch, self.smooth)
 
-    def _smoothed(self, pace: Pace, rank: int, each: Told) -> float:
+
+@dataclass(frozen=True)
+class ByNoise:
+    """The global batch grows when gradients' noise asks for it (AdAdaGrad's norm test), shared out by speed.
+
+    b <- min(max(b, sigma^2 / (eta^2 |grad|^2)), most)      sigma^2, |grad|^2 as members' gradients tell (batch_size)
+
+    batch   to begin with, in samples of all members
+    eta     noise that is borne, in units of the gradient
+    most    the largest batch
+    decay   of what is remembered of sigma^2 and |grad|^2 from step to step
+    smooth  as of by_shares
+    Source  Lau, Liu & Kolar 2024, arXiv:2402.11215, with the estimate between members of thinwire.batch_size.
+    """
+
+    batch: int
+    eta: float = 0.5
+    most: int = 50_000
+    decay: float = 0.9
+    smooth: float = 0.5
+    paces: str = field(default="parts", init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        _check_positive("by_noise: eta", self.eta)
+        _check_share("by_noise: decay", self.decay)
+        _check_share("by_noise: smooth", self.smooth)
+        if not 1 <= self.batch <= self.most:
+            raise ConfigError(
+                f"by_noise: from {self.batch} to {self.most} samples",
+                expected="1 <= batch <= most",
+                mend="batch=64, most=4096",
+            )
+
+    def decide(self, pace: Pace, told: Mapping[int, Told]) -> Pace:
+        noise = Noise(*(pace.memory.get(f"noise.{name}", 0.0) for name in ("variance", "signal", "weight")))
+        now = int(pace.memory.get("batch", self.batch))
+        was = {rank: pace.memory.get(f"samples.{rank}", 0.0) for rank, each in told.items() if each.size2 >= 0}
+        update2 = next(iter(told.values())).update2
+        if update2 > 0 and len(was) > 1 and min(was.values()) > 0:  # of the round before: these are its numbers
+            total = Moments(int(sum(was.values())), sum(n * told[rank].size2 for rank, n in was.items()), len(was))
+            noise = noise.after(total, update2, decay=self.decay)
+            now = next_batch_size(now, noise.asks_for(eta=self.eta), largest=self.most)
+        shared = _shared_out(pace, told, now, self.smooth)
+        kept = {"batch": float(now), **{f"noise.{name}": value for name, value in asdict(noise).items()}}
+        kept |= {f"samples.{rank}": each.samples for rank, each in told.items()}
+        return replace(shared, memory={**shared.memory, **kept})
+
+
+def _shared_out(pace: Pace, told: Mapping[int, Told], batch: int, smooth: float) -> Pace:
+    """Micro-batches of each member that make a batch together, in proportion to speed."""
+    micro = {rank: each.samples / pace.parts.get(rank, 1) for rank, each in told.items()}
+    speed = {}
+    for rank, each in told.items():
         now = each.samples / each.step_s if each.step_s > 0 else 0.0
-        return self.smooth * pace.memory.get(f"speed.{rank}", now) + (1 - self.smooth) * now
+        speed[rank] = smooth * pace.memory.get(f"speed.{rank}", now) + (1 - smooth) * now
+    total = sum(speed.values())
+    if total <= 0 or min(micro.values()) <= 0:
+        return pace
+    exact = {rank: batch * speed[rank] / total / micro[rank] for rank in told}
+    parts = {rank: max(1, _floor(exact[rank])) for rank in told}
+    for rank in sorted(told, key=lambda rank: parts[rank] - exact[rank]):  # the one most in want of another first
+        if sum(parts[each] * micro[each] for each in told) >= batch:
+            break
+        parts[rank] += 1
+    return replace(pace, parts=parts, memory={f"speed.{rank}": value for rank, value in speed.items()})
 
 
 #: Every pacer by the name used in expressions: "by_speed", "by_link(0.2)".
@@ -244,6 +296,7 @@ PACERS: Mapping[str, Callable[..., Pacer]] = {
     "by_link": ByLink,
     "by_rate": ByRate,
     "by_shares": ByShares,
+    "by_noise": ByNoise,
 }
 
 

@@ -6,6 +6,7 @@ member's own; a `delta` is what local steps did to the anchor; `parameters` are 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -89,17 +90,25 @@ class Delta:
 
 @dataclass(frozen=True)
 class Parameters:
-    """The parameters themselves, for plain averaging (arXiv:1602.05629)."""
+    """The parameters themselves, for plain averaging (arXiv:1602.05629).
+
+    stretch  how far from the anchor: 1 sends them as they are, 2 twice as far from the anchor as they are
+    """
 
     fragments: int = 1
+    stretch: float = 1.0
     kind: Kind = field(default="parameters", init=False, repr=False)
     in_steps: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
         _check(self.fragments)
+        if not 0 < self.stretch < math.inf:
+            raise ConfigError(
+                f"parameters stretched by {self.stretch}", expected="a number above 0", mend="1 sends them as they are"
+            )
 
     def select(self, live: Tensor, anchor: Tensor) -> Tensor:
-        return live
+        return live if self.stretch == 1 else anchor + self.stretch * (live - anchor)
 
 
 def _check(fragments: int) -> None:

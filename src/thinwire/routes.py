@@ -11,9 +11,13 @@ from thinwire.codecs.base import Codec
 
 @dataclass(frozen=True)
 class Group:
-    """Members who combine directly with each other, ascending."""
+    """Members who combine directly with each other, ascending.
+
+    shares  of the vector that each combines for all, where members combine a shard each; empty: even ones
+    """
 
     ranks: tuple[int, ...]
+    shares: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

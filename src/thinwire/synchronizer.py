@@ -163,6 +163,7 @@ class Synchronizer:
         self._all_overflown = False
         self._stepped: list[torch.optim.Optimizer] = []  # of this iteration
         self._made = 0
+        self._resumed = False
         self._clock = Clock(link.now)
         self._under_way: list[tuple[UnderWay, Handle[BufferRows] | None]] = []
         self._hooks: list[Any] = []
@@ -202,8 +203,9 @@ class Synchronizer:
 
     def _facts(self) -> dict[str, str]:
         answers = {f"method.{name}": answer for name, answer in self._plan.answers().items()}
-        weights = digest(*self._model.parameters(), *self._buffers.persistent()).hex()
-        facts = {"version": __version__, "model": self._fragments.schema(), "weights": weights, "seed": str(self._seed)}
+        facts = {"version": __version__, "model": self._fragments.schema(), "seed": str(self._seed)}
+        if not self._resumed:  # else anchors were compared, and every member has weights of its own
+            facts["weights"] = digest(*self._model.parameters(), *self._buffers.persistent()).hex()
         if self._method.payload.kind == "gradient":  # members take the same steps; after deltas each takes its own
             facts["optimizer"] = "; ".join(map(_settings, self._optimizers))
         if self._island is not None:
@@ -387,6 +389,7 @@ class Synchronizer:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict()`; all members call it, and are compared. Load model and optimizer beside it.
 
+        Call it before entering the block if the model holds this member's weights by then, else within the block.
         A state of another member, or of a group of another size, is taken without its error memories.
         """
         if state["answers"] != self._plan.answers():
@@ -402,6 +405,7 @@ class Synchronizer:
                 expected=self._shards or "a state of a whole model",
                 mend="give every member the state that it saved, on as many members an island, sharded as before",
             )
+        self._resumed = True
         self.step = state["step"]
         self._enter_phase(self._plan.at(max(1, self.step)))
         self._samples, self._counts_samples = state["samples"], state["counts_samples"]

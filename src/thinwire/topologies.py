@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -34,13 +35,33 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Everyone:
-    """All members combine with all."""
+    """All members combine with all.
 
+    shares  of the vector that each member combines for all, one for each, where shards are combined: small ones for
+            slow lines (thinwire.plan.shares finds them), 0 for a member that is to receive and send as little as can
+            be. Empty: even ones
+    """
+
+    shares: tuple[float, ...] = ()
     consensus: bool = field(default=True, init=False, repr=False)
     mixes: bool = field(default=False, init=False, repr=False)
 
+    def __post_init__(self) -> None:
+        if any(not 0 <= share < math.inf for share in self.shares) or (self.shares and not sum(self.shares) > 0):
+            raise ConfigError(
+                f"shares {self.shares}",
+                expected="numbers from 0 up, not all of them 0",
+                mend="shares=() for even ones, or what thinwire.plan.shares(rates) gives",
+            )
+
     def route(self, rank: int, members: tuple[int, ...], key: int, number: int = 0) -> Route:
-        return Group(members)
+        if self.shares and len(self.shares) != len(members):
+            raise ConfigError(
+                f"{len(self.shares)} shares for {len(members)} members",
+                expected="one for each member",
+                mend="leave shares out, or give as many as there are members",
+            )
+        return Group(members, self.shares)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ members of a group hold the same bits afterwards, whatever the link.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -225,7 +225,7 @@ def _gather(work: Work, route: Group, leg: Leg) -> Outcome:
 def _scatter_gather(work: Work, route: Group, leg: Leg) -> Outcome:
     """Each member combines one shard; everybody collects the combined shards."""
     ex, ranks, codec, x = work.ex, route.ranks, leg.codec, leg.x
-    bounds = dict(zip(ranks, shards(x.numel(), len(ranks)), strict=True))
+    bounds = dict(zip(ranks, shards(x.numel(), len(ranks), route.shares), strict=True))
     sizes = {rank: end - begin for rank, (begin, end) in bounds.items()}
     parts = {rank: codec.part(*bounds[rank]) for rank in ranks}
     of_mine = {owner: mix(leg.key, 0, ex.rank, owner) for owner in ranks}
@@ -262,7 +262,7 @@ def _scatter_gather(work: Work, route: Group, leg: Leg) -> Outcome:
 def _sum_packets(work: Work, route: Group, leg: Leg) -> Outcome:
     """Shards of packets are added by their owners without being decoded, and the sums decoded by all."""
     ex, ranks, codec, x = work.ex, route.ranks, leg.codec, leg.x
-    bounds = dict(zip(ranks, shards(x.numel(), len(ranks)), strict=True))
+    bounds = dict(zip(ranks, shards(x.numel(), len(ranks), route.shares), strict=True))
     sizes = {rank: end - begin for rank, (begin, end) in bounds.items()}
     parts = {rank: codec.part(*bounds[rank]) for rank in ranks}
     keys = {owner: mix(leg.key, 2, owner) for owner in ranks}  # of all senders: codes mean the same
@@ -361,11 +361,16 @@ def _joined(
     return found
 
 
-def shards(n: int, count: int) -> list[tuple[int, int]]:
-    """[begin, end) of each of `count` shards of n elements, as even as whole blocks of 256 allow; some may be empty."""
+def shards(n: int, count: int, shares: Sequence[float] = ()) -> list[tuple[int, int]]:
+    """[begin, end) of each of `count` shards of n elements, in blocks of 256; some may be empty.
+
+    shares  of each, in any unit; empty: as even as whole blocks allow
+    """
     blocks = -(-n // _ALIGN)
-    edges = [min(n, blocks * index // count * _ALIGN) for index in range(count + 1)]
-    return list(itertools.pairwise(edges))
+    ends = list(itertools.accumulate(shares, initial=0.0))
+    even = [blocks * index // count for index in range(count + 1)]
+    cuts = [round(blocks * end / ends[-1]) for end in ends] if shares else even
+    return list(itertools.pairwise(min(n, cut * _ALIGN) for cut in cuts))
 
 
 def decode_all(

@@ -13,7 +13,8 @@ import thinwire
 from thinwire.decentralized import complete, events, linked, path, ridge, ring, run_on, simulate, star, uniform
 from thinwire.errors import ConfigError, DivergedError, PacketError, PeerLost
 from thinwire.links.faulty import Tampered, flip
-from thinwire.links.local import Network, alone
+from thinwire.links.local import alone
+from thinwire.links.network import Network
 from thinwire.packet import read
 
 ZERO = torch.zeros(10, dtype=torch.float64)

@@ -17,6 +17,7 @@ GRAPHS = {
     "star": star(9),
     "complete": complete(6),
     "grid": grid(3, 4),
+    "square": grid(4, 4),
     "torus": grid(3, 3, torus=True),
     "barbell": barbell(5),
     "kite": Graph(5, ((0, 1), (0, 2), (1, 2), (2, 3), (3, 4))),
@@ -100,7 +101,7 @@ def test_no_other_rates_cost_less(graph):
 
 
 def test_both_conditions_count():
-    """Least resistance alone wants equal rates on every tree; the bridge of two stars has to talk more often."""
+    """Least resistance alone wants equal rates on every tree; the bridge of two stars has to talk more than that."""
     best = optimal(DOUBLE_STAR)
     assert best.rate < 0.9 * uniform(DOUBLE_STAR).rate
     assert dict(zip(best.graph.edges, best.rates, strict=True))[0, 1] == max(best.rates)

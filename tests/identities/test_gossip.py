@@ -430,7 +430,10 @@ def test_buffers_are_mixed_as_parameters_are():
     peers = run(4, lambda link: member(link, Exponential()))  # rank - 1 is heard, rank + 1 is told
     assert [each[0] for each in peers] == [[13.5] * 2, [4.5] * 2, [13.5] * 2, [22.5] * 2]
     assert [each[1] for each in peers] == [3, 1, 2, 3]
-    for mean, _, weight in ring + peers:
+    kite = run(5, lambda link: member(link, KITE))  # neighbours weigh unlike here
+    by_matrix = mixing_matrix(KITE, 5) @ (9.0 * torch.arange(5, dtype=torch.float64))
+    assert [each[0][0] for each in kite] == pytest.approx(by_matrix.tolist())
+    for mean, _, weight in ring + peers + kite:
         assert torch.allclose(weight[:2], torch.tensor(mean))
 
 

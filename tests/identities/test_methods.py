@@ -23,6 +23,7 @@ from thinwire import (
     late_merge,
     local_sgd,
     muloco,
+    noloco,
     one_bit_adam,
     post_local_sgd,
     sign_sgd,
@@ -91,6 +92,7 @@ METHODS = {
         outer=Restart(Scheduled(per_group(("*.bias", Adam()), rest=Nesterov(0.7, 0.9)), warmup=1))
     ),
     "flasc": flasc(every=3),
+    "noloco": noloco(every=3),
     "demo": demo(codec=dct(1 / 8)),
     "sparta": sparta(share=0.1),
     "sparta deep": sparta(share=0.2).but(schedule=Every(3, overlap=2)),

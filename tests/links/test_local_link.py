@@ -163,6 +163,28 @@ def test_a_slow_sender_leaves_room_on_the_receivers_link():
     assert run(3, lambda link: one_way(link, [(1, 2), (0, 2)]), network)[2] == {1: 2.0, 0: 10.0}
 
 
+def test_small_messages_pass_between_the_frames_of_large_ones():
+    """A member sends 1000 bytes, then 100: 1 s and 0.1 s alone. The small one's time is the next large one's delay."""
+
+    def member(link):
+        large, small, last = (link.open("test") for _ in range(3))
+        if link.rank == 0:
+            large.exchange({1: message(1000)}, {}, "large")
+            small.exchange({1: message(100)}, {}, "small")
+            last.exchange({1: message(1000)}, {}, "large")
+            return None
+        times = []
+        for channel in (small, large, last):
+            channel.exchange({}, {0: 1000}, "in")
+            times.append(link.now())
+        return times
+
+    assert run(2, member, Network(up_bits_per_s=8000))[1] == [0.1, 1.0, 2.1]
+    assert run(2, member, Network(down_bits_per_s=8000))[1] == [0.1, 1.0, 2.1]
+    several = run(2, lambda link: to_all(link, 10) and [to_all(link, 10), link.now()][1], Network(up_bits_per_s=800))
+    assert several == [0.2, 0.2], "small ones queue behind each other"
+
+
 def test_a_message_takes_the_mean_of_both_ends_latencies():
     times = run(3, lambda link: one_way(link, [(0, 1), (1, 2), (0, 2)]), Network(latency_s=[0.5, 1.5, 3.5]))
     assert times == [{}, {0: 1.0}, {1: 2.5, 0: 2.5}]

@@ -43,6 +43,7 @@ OPTIONS = {
     "one_bit_adam": {"freeze": 6},
     "sign_sgd": {},
     "demo": {"codec": "dct(1/8)"},
+    "noloco": {"every": 4},
     "sparta": {"share": 0.1, "every": 2},
 }
 

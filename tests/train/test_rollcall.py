@@ -4,8 +4,9 @@ import pytest
 
 from thinwire.errors import PeerLost
 from thinwire.links.base import Link
-from thinwire.links.local import Network, alone
+from thinwire.links.local import alone
 from thinwire.links.local import run as simulate
+from thinwire.links.network import Network
 from thinwire.train.rollcall import RollCall, Status
 
 

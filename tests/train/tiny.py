@@ -13,8 +13,8 @@ from torch import Tensor, nn
 import small
 from thinwire.config import MethodOptions, Run, SimulatedLink
 from thinwire.links.base import Link
-from thinwire.links.local import Network
 from thinwire.links.local import run as simulate
+from thinwire.links.network import Network
 from thinwire.report.record import Event, Point, RunRecord
 from thinwire.train.display import Silent
 from thinwire.train.loop import train

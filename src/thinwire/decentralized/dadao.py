@@ -20,7 +20,8 @@ Cost    O(n sqrt(L/mu) log 1/eps) gradients; gossip events O(n sqrt(chi1 chi2) s
 Source  Nabli & Oyallon 2023, arXiv:2208.00779; constants and rule as in their code (AdelNabli/DADAO).
 Differs the gradient is taken at X as the flow since this node's last gradient gives it, not in steps from gossip to
         gossip: the same up to rounding, and known beforehand, so that it is computed while gossip goes on.
-Avoid   for neural networks: nothing holds without convexity, and L and mu must be known.
+Avoid   for neural networks: nothing holds without convexity, and L and mu must be known. On small graphs synchronous
+        methods need fewer gradients and fewer exchanges (benchmarks/results/dadao.md).
 
 It is no method of six answers: there is no round, no anchor and no agreed model; what is due follows from clocks of
 nodes and of edges. It is here as the reference for convex problems that gossip methods are measured against.

@@ -18,10 +18,12 @@ from thinwire.lab import Abilities, abilities
 
 #: Extra of the installation -> modules it brings.
 EXTRAS: dict[str, tuple[str, ...]] = {
+    "accelerate": ("accelerate",),
     "decentralized": ("scipy", "cvxpy"),
     "entropy": ("constriction",),
     "images": ("sklearn",),
     "hf": ("transformers", "peft", "datasets", "tokenizers"),
+    "lightning": ("lightning",),
 }
 _LEAST_FREE_BYTES = 2 << 30
 _LIKELY_EPOCH_S = datetime(2025, 1, 1, tzinfo=UTC).timestamp()

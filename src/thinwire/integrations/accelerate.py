@@ -23,7 +23,7 @@ from thinwire.integrations.apart import check_apart
 from thinwire.links.base import Link
 from thinwire.method import Method, Phases
 from thinwire.rounds import Outcome
-from thinwire.synchronizer import Synchronizer
+from thinwire.synchronizer import Optimizers, Synchronizer
 from thinwire.synchronizer import synchronize as synchronize_plainly
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 def synchronize(
     accelerator: Accelerator,
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizers,
     method: Method | Phases,
     link: Link,
     *,
@@ -43,16 +43,31 @@ def synchronize(
 ) -> Iterator[Synchronizer]:
     """thinwire.synchronize around a loop of Accelerate.
 
-    model, optimizer  as `accelerator.prepare` returned them
+    model, optimizer  as `accelerator.prepare` returned them; of several optimizers a list
     raises            ConfigError if Accelerate sees several processes, and what thinwire.synchronize raises
     """
     check_apart(accelerator.num_processes, "Accelerate")
-    around = synchronize_plainly(
-        accelerator.unwrap_model(model, keep_torch_compile=False), _inner(optimizer), method, link,
+    around = synchronizer_of(accelerator, model, optimizer, method, link, seed=seed, observer=observer)
+    with around as sync, combining_before_clipping(accelerator, sync):
+        yield sync
+
+
+def synchronizer_of(
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: Optimizers,
+    method: Method | Phases,
+    link: Link,
+    *,
+    seed: int,
+    observer: Callable[[Outcome], None] | None,
+) -> Synchronizer:
+    """The Synchronizer of what Accelerate has prepared: for what is inside its wrappers."""
+    given = (optimizer,) if isinstance(optimizer, torch.optim.Optimizer) else optimizer
+    return synchronize_plainly(
+        accelerator.unwrap_model(model, keep_torch_compile=False), [_inner(each) for each in given], method, link,
         seed=seed, scaler=accelerator.scaler, observer=observer,
     )  # fmt: skip
-    with around as sync, _combining_before_clipping(accelerator, sync):
-        yield sync
 
 
 def _inner(optimizer: Any) -> torch.optim.Optimizer:
@@ -64,7 +79,7 @@ def _inner(optimizer: Any) -> torch.optim.Optimizer:
 
 
 @contextmanager
-def _combining_before_clipping(accelerator: Any, sync: Synchronizer) -> Iterator[None]:
+def combining_before_clipping(accelerator: Any, sync: Synchronizer) -> Iterator[None]:
     """Within the block gradients are combined before `accelerator` clips them: all that clips unscales first."""
     plain = accelerator.unscale_gradients
 

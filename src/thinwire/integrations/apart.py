@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from thinwire.errors import ConfigError
@@ -35,23 +36,43 @@ def join(
 ) -> Iterator[Link]:
     """thinwire.join, and within the block this member looks to frameworks like a program of one process.
 
-    Variables of torchrun are hidden, or frameworks would join the group too and synchronise every step. Of several
-    GPUs of its machine a member sees the one that torchrun means it to have. Build the framework's objects inside
-    the block. Options and errors are those of thinwire.join.
+    They ask two places whether there are others: the variables of torchrun, by which they would average every step,
+    and torch.distributed, by which all but member 0 would leave their weights out of their checkpoints. Both are
+    hidden; of several GPUs of its machine a member sees the one that torchrun means it to have. Build the framework's
+    objects inside the block. Options and errors are those of thinwire.join.
     """
-    with join_group(address, rank=rank, world=world, backend=backend, timeout_s=timeout_s) as link:
-        before = dict(os.environ)
-        hidden = [name for name in before if name in _LAUNCHERS or name.startswith(_FAMILIES)]
-        shown = _own_device(before, torch.cuda.device_count())
-        try:
-            for name in hidden:
-                del os.environ[name]
-            os.environ.update(shown)
-            yield link
-        finally:
-            for name in shown:
-                os.environ.pop(name, None)
-            os.environ.update({name: before[name] for name in (*hidden, *shown) if name in before})
+    with (
+        join_group(address, rank=rank, world=world, backend=backend, timeout_s=timeout_s) as link,
+        _hidden_group(),
+        _hidden_launcher(),
+    ):
+        yield link
+
+
+@contextmanager
+def _hidden_group() -> Iterator[None]:
+    group = dist.group.WORLD
+    dist.group.WORLD = None
+    try:
+        yield
+    finally:
+        dist.group.WORLD = group
+
+
+@contextmanager
+def _hidden_launcher() -> Iterator[None]:
+    before = dict(os.environ)
+    hidden = [name for name in before if name in _LAUNCHERS or name.startswith(_FAMILIES)]
+    shown = _own_device(before, torch.cuda.device_count())
+    try:
+        for name in hidden:
+            del os.environ[name]
+        os.environ.update(shown)
+        yield
+    finally:
+        for name in shown:
+            os.environ.pop(name, None)
+        os.environ.update({name: before[name] for name in (*hidden, *shown) if name in before})
 
 
 def _own_device(environment: Mapping[str, str], devices: int) -> dict[str, str]:
@@ -64,10 +85,11 @@ def _own_device(environment: Mapping[str, str], devices: int) -> dict[str, str]:
 
 
 def check_apart(processes: int, framework: str) -> None:
-    """Refuse a framework that believes in a group of its own: it would average what is ours to send."""
-    if processes != 1:
+    """Refuse a framework that sees a group: it would average every step, or save the weights of member 0 alone."""
+    seen = max(processes, dist.get_world_size() if dist.is_initialized() else 1)
+    if seen != 1:
         raise ConfigError(
-            f"{framework} counts {processes} processes and would synchronise every step by itself",
+            f"{framework} sees {seen} processes and would synchronise or save as one of them",
             expected="a framework that sees one process: between members there is thinwire alone",
             mend=f"build {framework}'s objects inside `with thinwire.integrations.join() as link:`",
         )

@@ -23,7 +23,7 @@ from torch import nn
 
 from thinwire.errors import ConfigError
 from thinwire.fragments import digest
-from thinwire.integrations.accelerate import synchronize as synchronize_accelerated
+from thinwire.integrations.accelerate import combining_before_clipping, synchronizer_of
 from thinwire.integrations.apart import check_apart, check_folders, check_length, missing, samples_in
 from thinwire.links.base import Link
 from thinwire.method import Method, Phases
@@ -108,12 +108,13 @@ class Synchronized(TrainerCallback):
         self.abandon()  # the Trainer begins again when a batch was too large
         check_length(self._link, state.max_steps)
         model, accelerator = more["model"], self._trainer.accelerator
-        around = synchronize_accelerated(
+        self.sync = synchronizer_of(
             accelerator, model, more["optimizer"], self._method, self._link, seed=self._seed, observer=self._observer
         )
-        self.sync = self._training.enter_context(around)
         if state.global_step:
             _restore(self.sync, model, self._checkpoint(args, state))
+        self._training.enter_context(self.sync)
+        self._training.enter_context(combining_before_clipping(accelerator, self.sync))
         counting = model.register_forward_pre_hook(self._count, with_kwargs=True)
         self._training.callback(counting.remove)
         self._training.enter_context(_evaluating_consensus(self._trainer, self.sync))

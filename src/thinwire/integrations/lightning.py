@@ -27,6 +27,7 @@ from thinwire.synchronizer import Synchronizer, synchronize
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
+    from lightning.pytorch.callbacks import ModelCheckpoint
     from lightning.pytorch.plugins import MixedPrecision
     from lightning.pytorch.trainer.states import TrainerFn
 except ImportError as error:
@@ -60,14 +61,14 @@ class Synchronized(Callback):
         optimizer, precision = trainer.optimizers[0], trainer.precision_plugin
         if sends_gradients(self._method):
             self._training.callback(optimizer.register_step_pre_hook(_closure_first).remove)
-        around = synchronize(
+        self.sync = synchronize(
             pl_module, optimizer, self._method, self._link, seed=self._seed, observer=self._observer,
             scaler=precision.scaler if isinstance(precision, MixedPrecision) else None,
         )  # fmt: skip
-        self.sync = self._training.enter_context(around)
         if self._saved:
             self.sync.load_state_dict(self._saved)
             self._saved = {}
+        self._training.enter_context(self.sync)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         assert self.sync is not None
@@ -97,8 +98,9 @@ class Synchronized(Callback):
                 mend="put the parameters into groups of one optimizer, or write the loop with Fabric",
             )
         check_length(self._link, trainer.estimated_stepping_batches)
-        if trainer.checkpoint_callbacks:
-            check_folders(self._link, trainer.default_root_dir)
+        for saving in trainer.checkpoint_callbacks:
+            if isinstance(saving, ModelCheckpoint):
+                check_folders(self._link, saving.dirpath or trainer.default_root_dir)
 
     # --- evaluation ----------------------------------------------------------------------------------------------
 

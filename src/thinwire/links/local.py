@@ -5,10 +5,7 @@ a simulated time; whenever the running one makes a local step, waits or ends, th
 goes next. So the learning is real, the order of events is the one the simulated network would give, and the same call
 gives the same bits every time. Jobs beside the compute (`spawn`) are actors like the members.
 
-A message of b bytes leaves when the sender's up-link is free and takes 8b/up_rate there, travels for the latency, and
-takes 8b/down_rate on the receiver's down-link, which it shares with the other messages to that receiver, first come
-first served: whose first bit is there earlier goes first. Framing (TCP, IP, Ethernet: about 5 % at full frames) is not
-simulated. Encoding and decoding cost no simulated time.
+What a message takes is in network.py. Encoding and decoding cost no simulated time.
 """
 
 from __future__ import annotations
@@ -20,9 +17,8 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from statistics import NormalDist
 from typing import Generic, TypeVar, cast
 
 import numpy as np
@@ -32,32 +28,9 @@ from torch import Tensor
 from thinwire.errors import ConfigError, PeerLost
 from thinwire.links.base import Link
 from thinwire.links.meter import Meter
-from thinwire.randomness import mix
+from thinwire.links.network import Address, Network, Wires, each
 
 T = TypeVar("T")
-
-_Address = tuple[int, int, int, int]  # channel, turn, from, to
-_NORMAL = NormalDist()
-
-
-@dataclass(frozen=True)
-class Network:
-    """What is simulated. A single number holds for every member, a sequence gives one for each.
-
-    up_bits_per_s, down_bits_per_s  None is unlimited
-    latency_s                       one way, on top of the transmission; of unlike members the mean of both ends'
-    jitter                          sigma of a log-normal factor on the latency, drawn anew for every message from its
-                                    address: its median is 1, and the same call draws the same
-    step_s                          cost of one local step
-    patience_s                      simulated seconds a member waits for a message before its peer counts as lost
-    """
-
-    up_bits_per_s: float | Sequence[float] | None = None
-    down_bits_per_s: float | Sequence[float] | None = None
-    latency_s: float | Sequence[float] = 0.0
-    jitter: float = 0.0
-    step_s: float | Sequence[float] = 0.0
-    patience_s: float = 24 * 3600.0
 
 
 def run(members: int, work: Callable[[Link], T], network: Network | None = None) -> list[T]:
@@ -83,7 +56,7 @@ class _Actor:
         self.turn = threading.Semaphore(0)
         self.deadline_s = math.inf
         self.waits_for: Callable[[], float | None] = lambda: None  # when it can go on, None: not yet
-        self.missing = 0  # messages that it waits for and nobody has sent
+        self.awaits: dict[int, Address] = {}  # sender -> message that it waits for and that has not landed
         self.timed_out = False
         self.ended = False
         self.random = _RandomState()
@@ -93,7 +66,7 @@ class _Actor:
 class _Message:
     """In the mail. `due` is when its last bit is there, once it has landed."""
 
-    address: _Address
+    address: Address
     buffer: Tensor
     due: float
     landed: bool = False
@@ -114,15 +87,11 @@ class _RandomState:
 class _Simulation:
     def __init__(self, members: int, network: Network) -> None:
         self.members = tuple(range(members))
-        self.up_rate = _each(network.up_bits_per_s, members)
-        self.down_rate = _each(network.down_bits_per_s, members)
-        self.step_s = [seconds or 0.0 for seconds in _each(network.step_s, members)]
-        self.latency_s = [seconds or 0.0 for seconds in _each(network.latency_s, members)]
-        self.jitter, self.patience_s = network.jitter, network.patience_s
-        self.up_free = [0.0] * members
-        self.down_free = [0.0] * members
-        self.mail: dict[_Address, _Message] = {}
-        self.awaited: dict[_Address, _Actor] = {}  # who waits for a message that has not landed
+        self.wires = Wires(network, members)
+        self.step_s = [seconds or 0.0 for seconds in each(network.step_s, members)]
+        self.patience_s = network.patience_s
+        self.mail: dict[Address, _Message] = {}
+        self.awaited: dict[Address, _Actor] = {}  # who waits for a message that has not landed
         self.left: dict[int, tuple[str, float]] = {}  # rank -> why it ended, and when
         self.numbers = itertools.count()
         self.events: list[tuple[float, int, _Actor | _Message]] = []  # a heap: when, order of starting, who goes on
@@ -159,7 +128,8 @@ class _Simulation:
             finally:
                 self.left[rank] = why, self.me.time_s
                 for actor in list(self.waiting.values()):
-                    self._ask(actor)
+                    if rank in actor.awaits and actor.awaits[rank] not in self.mail:
+                        self._ask(actor)
 
         return job
 
@@ -178,8 +148,8 @@ class _Simulation:
             except BaseException as error:
                 handle.error = error
             actor.ended = True
-            for each in handle.waiters:
-                self._ask(each)
+            for waiter in handle.waiters:
+                self._ask(waiter)
             self._next()
 
         thread = threading.Thread(target=body, name=f"member {rank}", daemon=True)
@@ -244,63 +214,48 @@ class _Simulation:
     # --- the network -------------------------------------------------------------------------------------------
 
     def send(self, channel: int, turn: int, to: int, buffer: Tensor) -> None:
-        sender, now, bits = self.me.rank, self.me.time_s, 8.0 * buffer.numel()
-        address = channel, turn, sender, to
-        start = max(now, self.up_free[sender])
-        self.up_free[sender] = sent = start + _duration(bits, self.up_rate[sender])
-        latency_s = self._latency_s(address)
-        message = self.mail[address] = _Message(address, buffer, sent + latency_s)
-        if self.down_rate[to] is None:
-            self._land(message, start + latency_s)
-        else:
-            heapq.heappush(self.events, (start + latency_s, next(self.numbers), message))
+        address = channel, turn, self.me.rank, to
+        first, last = self.wires.leave(address, buffer.numel(), self.me.time_s)
+        message = self.mail[address] = _Message(address, buffer, last)
+        heapq.heappush(self.events, (first, next(self.numbers), message))
 
-    def _land(self, message: _Message, at: float) -> None:
+    def _land(self, message: _Message, first: float) -> None:
         """The first bit is at the receiver's down-link: from here on it is known when the last one will be there."""
-        to = message.address[3]
-        if (rate := self.down_rate[to]) is not None:
-            self.down_free[to] = max(at, self.down_free[to]) + 8.0 * message.buffer.numel() / rate
-            message.due = max(message.due, self.down_free[to])  # what a slow sender trickles in leaves room for others
+        message.due = self.wires.arrive(message.address[3], message.buffer.numel(), first, message.due)
         message.landed = True
         receiver = self.awaited.pop(message.address, None)
         if receiver is not None:
-            receiver.missing -= 1
-            if not receiver.missing:
+            del receiver.awaits[message.address[2]]
+            if not receiver.awaits:
                 self._ask(receiver)
-
-    def _latency_s(self, address: _Address) -> float:
-        mean_s = (self.latency_s[address[2]] + self.latency_s[address[3]]) / 2
-        if not self.jitter or not mean_s:
-            return mean_s
-        uniform = (mix(*address) + 0.5) / 2**64
-        return mean_s * math.exp(self.jitter * _NORMAL.inv_cdf(min(max(uniform, 2**-53), 1 - 2**-53)))
 
     def receive(self, channel: int, turns: Mapping[int, int], what: str) -> dict[int, Tensor]:
         actor, mail = self.me, self.mail
         keys = {rank: (channel, turn, rank, actor.rank) for rank, turn in turns.items()}
-        awaited = [key for key in keys.values() if not (key in mail and mail[key].landed)]
-        self.awaited.update(dict.fromkeys(awaited, actor))
-        actor.missing = len(awaited)
+        actor.awaits = {rank: key for rank, key in keys.items() if not (key in mail and mail[key].landed)}
+        self.awaited.update(dict.fromkeys(actor.awaits.values(), actor))
 
         def unsent() -> list[int]:
-            return [rank for rank, key in keys.items() if key not in mail]
+            return [rank for rank, key in actor.awaits.items() if key not in mail]
 
         def arrived() -> float | None:
-            if not actor.missing:
+            if not actor.awaits:
                 return max((mail[key].due for key in keys.values()), default=0.0)
             if not self.left:
                 return None
             return min((self.left[rank][1] for rank in unsent() if rank in self.left), default=None)  # learnt at once
 
         in_time = self.pause(until=arrived, limit_s=self.patience_s)
-        if actor.missing:
-            for key in keys.values():
-                self.awaited.pop(key, None)
-            gone = [rank for rank in unsent() if rank in self.left]
+        if actor.awaits:
+            missing = unsent()
+            for key in actor.awaits.values():
+                del self.awaited[key]
+            actor.awaits = {}
+            gone = [rank for rank in missing if rank in self.left]
             if gone:
                 raise PeerLost(gone, during=what, why=self.left[gone[0]][0])
             assert not in_time
-            raise PeerLost(unsent(), during=what, why=f"no answer within {self.patience_s:g} simulated seconds")
+            raise PeerLost(missing, during=what, why=f"no answer within {self.patience_s:g} simulated seconds")
         return {rank: mail.pop(key).buffer.clone() for rank, key in keys.items()}  # others may share it
 
 
@@ -424,19 +379,3 @@ class _Alone:
 
     def close(self) -> None:
         """Nothing to give back."""
-
-
-def _each(value: float | Sequence[float] | None, members: int) -> list[float | None]:
-    if value is None or isinstance(value, int | float):
-        return [value] * members
-    if len(value) != members:
-        raise ConfigError(
-            f"the network describes {len(value)} members, there are {members}",
-            expected="one number for all members or one for each",
-            mend=f"give {members} values",
-        )
-    return list(value)
-
-
-def _duration(bits: float, rate_bits_per_s: float | None) -> float:
-    return 0.0 if rate_bits_per_s is None else bits / rate_bits_per_s

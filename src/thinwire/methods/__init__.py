@@ -17,6 +17,7 @@ from thinwire.methods.gossip import gossip
 from thinwire.methods.late_merge import late_budget, late_merge
 from thinwire.methods.local_sgd import fedavg, local_sgd
 from thinwire.methods.muloco import muloco
+from thinwire.methods.noloco import noloco
 from thinwire.methods.one_bit_adam import one_bit_adam
 from thinwire.methods.post_local_sgd import post_local_sgd
 from thinwire.methods.sign_sgd import sign_sgd
@@ -43,6 +44,7 @@ METHODS: dict[str, Callable[..., Method | Phases]] = {
     "co2": co2,
     "slowmo": slowmo,
     "flasc": flasc,
+    "noloco": noloco,
     "muloco": muloco,
     "sparse_loco": sparse_loco,
     "gossip": gossip,
@@ -65,6 +67,7 @@ __all__ = [
     "late_merge",
     "local_sgd",
     "muloco",
+    "noloco",
     "one_bit_adam",
     "post_local_sgd",
     "sign_sgd",

@@ -15,6 +15,8 @@ Source  Sarfi, Thérien, Lidin & Belilovsky 2025, arXiv:2508.15706: 1 to 3 % of 
 Differs a chunk is 4096 consecutive entries of the fragment, theirs a tile of 64 x 64 of one matrix. The four values are
         means fitted to all that is sent (kmeans), where theirs are the means of fixed intervals. Positions are written
         in as few bits as are known beforehand, theirs in 12.
+Avoid   with few rounds: an entry waits for its turn. After 5 rounds of 20 AdamW steps a GPT of 0.2 M parameters was at
+        3.44 nats a byte, where DiLoCo was at 2.65.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from thinwire.outer.groups import PerGroup, per_group
 from thinwire.outer.restart import Restart
 from thinwire.outer.scheduled import Scheduled
 from thinwire.outer.slowmo import SlowMo
+from thinwire.outer.towards import Towards
 
 #: Every outer step by the name used in expressions: "scheduled(nesterov(0.7, 0.9), warmup=5)".
 OUTERS: Mapping[str, Callable[..., Outer]] = {
@@ -35,6 +36,7 @@ OUTERS: Mapping[str, Callable[..., Outer]] = {
     "patch": Patch,
     "mix": Mix,
     "rebase": Rebase,
+    "towards": Towards,
     "eager": Eager,
     "scheduled": Scheduled,
     "per_group": per_group,
@@ -64,5 +66,6 @@ __all__ = [
     "Restart",
     "Scheduled",
     "SlowMo",
+    "Towards",
     "per_group",
 ]

@@ -23,8 +23,8 @@ from thinwire.errors import ConfigError, LinkError, ThinwireError
 from thinwire.lab.ledger import VARIABLE, write_ledger
 from thinwire.links.base import Link
 from thinwire.links.joining import join
-from thinwire.links.local import Network
 from thinwire.links.local import run as simulate
+from thinwire.links.network import Network
 from thinwire.report import write_report
 from thinwire.report.record import RunRecord
 from thinwire.train.display import Display, Silent

@@ -8,6 +8,8 @@
 Each returns the optimizers of a model, over disjoint parameters: hand them to `thinwire.synchronize` as they are.
 
 State   muon, lars one vector of the model's size; lamb two.
+Cost    muon: 15 products of matrices a matrix and step, in bfloat16, which processors without bfloat16 instructions
+        compute about eight times as slowly as float32.
 Source  Muon: Jordan et al. 2024, as in torch.optim; which parameters it takes: MuLoCo, Thérien et al. 2025,
         arXiv:2505.23725. LAMB: You et al. 2020, arXiv:1904.00962, Alg. 2. LARS: You et al. 2017, arXiv:1708.03888.
 Differs lamb: no bias correction of m and v, as in the paper's Alg. 2 without it; with d = 0 the ratio cancels it. The
