@@ -374,6 +374,18 @@ def test_poison_in_the_last_phase_does_not_outlive_finish():
     assert live == [common, common]
 
 
+def test_a_member_that_was_left_out_keeps_what_it_did_since():
+    """It was healed when the round began; finish() in mid-phase takes nothing from it then."""
+
+    def member(link):
+        walk = poisoned(link, ADDING["delayed"], {H + 1: 1}, 2 * H + 3)
+        return [p.item() for p in walk.model.parameters()], walk.common()[0]
+
+    since = [sum(move(step, rank) for step in range(2 * H, 2 * H + 3)) for rank in (0, 1)]
+    for (live, common), moved in zip(run(2, member), since, strict=True):
+        assert live == [common + moved] * 2
+
+
 def test_a_member_that_starts_over_begins_with_a_fresh_optimizer():
     def member(link):
         model = make_model()

@@ -9,7 +9,7 @@ import thinwire
 from small import adamw, local_steps, make_model, same, train
 from thinwire import ConfigError, diloco
 from thinwire.links.local import run
-from thinwire.outer import SGD, Average, Nesterov, Now, Restart, Scheduled
+from thinwire.outer import SGD, Average, Eager, Mine, Nesterov, Now, Restart, Scheduled
 
 
 def test_the_scale_by_hand():
@@ -26,6 +26,13 @@ def test_it_scales_the_step_inside_and_schedules_multiply():
     outer = Scheduled(Scheduled(SGD(1.0), warmup=1), warmup=3)
     moved = [outer.step(torch.zeros(1), torch.ones(1), {}, Now(r))[0].item() for r in range(4)]
     assert moved == [-0.5 * 0.25, -0.5, -0.75, -1.0]
+
+
+def test_it_scales_what_is_taken_in_advance_too():
+    inside, around = Eager(Scheduled(SGD(1.0), warmup=3)), Scheduled(Eager(SGD(1.0)), warmup=3)
+    mine = Mine(torch.zeros(1), torch.zeros(1), fresh=torch.ones(1), members=2)
+    assert inside.merge(mine, torch.zeros(1), {}, Now(1))[0].item() == -0.25
+    assert around.merge(mine, torch.zeros(1), {}, Now(1))[0].item() == -0.25
 
 
 def test_nothing_to_do_changes_nothing_and_rounds_are_counted_as_they_take_effect():
