@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import Tensor
 
-from thinwire.aggregators import AGGREGATORS, Majority, Mean, Median, TrimmedMean, WeightedMean
+from thinwire.aggregators import AGGREGATORS, Majority, Mean, Median, Signs, TrimmedMean, WeightedMean
 from thinwire.errors import ConfigError
 
 #: Rules whose result is a value between the members' values.
 AVERAGES = {"mean": Mean(), "weighted_mean": WeightedMean(), "trimmed_mean": TrimmedMean(0.25), "median": Median()}
-RULES = {**AVERAGES, "majority": Majority()}
+RULES = {**AVERAGES, "majority": Majority(), "signs": Signs()}
 
 rows_of = st.integers(1, 7).flatmap(
     lambda m: arrays("float32", (m, 5), elements=st.floats(-1e3, 1e3, width=32)).map(torch.from_numpy)
@@ -126,3 +126,10 @@ def test_a_share_that_leaves_no_value_is_refused(share):
         ConfigError, match=r"leaves no value\n.*share in \[0, 0.5\).*\n.*median to withstand nearly half"
     ):
         TrimmedMean(share)
+
+
+@given(rows=rows_of)
+def test_signs_are_those_of_the_mean(rows):
+    combined = Signs().combine(rows, weights(rows))
+    assert torch.equal(combined, Mean().combine(rows, weights(rows)).sign())
+    assert set(combined.tolist()) <= {-1.0, 0.0, 1.0}

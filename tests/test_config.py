@@ -510,7 +510,7 @@ def test_any_method_can_be_given_another_topology_and_rule(name):
     assert answers["aggregator"] == "WeightedMean()"
     assert loads(dump(run)) == run
     own = override(Run(), ["--method", name]).method.build().answers()
-    assert own["topology"] == "Everyone()"
+    assert own["topology"] == "Everyone(shares=())"
 
 
 @pytest.mark.parametrize(

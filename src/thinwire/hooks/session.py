@@ -203,10 +203,10 @@ class Session:
 
 @dataclass(frozen=True)
 class _InOrder:
-    """A link whose jobs start in the order in which they were given, `_BESIDE` at a time, and on GPUs on their stream.
+    """A link whose jobs start when the one given `_BESIDE` before has ended, and on GPUs on their stream.
 
-    The order keeps members from waiting for each other in a circle: the earliest job that anybody has not ended has
-    begun on every member, since all before it have ended there.
+    So there are `_BESIDE` lanes, and in each of them members cannot wait for each other in a circle: the earliest job
+    that anybody has not ended has begun on every member, since all before it in its lane have ended there.
     """
 
     link: Link

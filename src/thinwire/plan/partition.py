@@ -158,7 +158,7 @@ def islands(tiers: Sequence[Tier]) -> Topology:
     """Members in islands of islands that match the tiers, for a method's `topology`; those of one rate are one tier.
 
     >>> islands([Tier("package", 2, 1e12), Tier("node", 4, 1e11), Tier("site", 8, 1e9)])
-    Islands(size=2, between=Islands(size=4, between=Everyone(), inside=FP32()), inside=FP32())
+    Islands(size=2, between=Islands(size=4, between=Everyone(shares=()), inside=FP32()), inside=FP32())
     """
     levels: list[Tier] = []
     for tier in tiers:
