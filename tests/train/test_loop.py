@@ -1,6 +1,7 @@
 """The loop: what is kept, what is told, and that a run that was stopped is the run that never was."""
 
 import errno
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 
