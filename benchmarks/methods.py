@@ -176,10 +176,10 @@ def _markdown(args: argparse.Namespace, names: list[str]) -> str:
         if found:
             losses = [line["loss"] for line in found]
             mean, sent = statistics.mean(losses), statistics.mean(line["sent_bytes"] for line in found)
+            seconds, cell = statistics.mean(line["seconds"] for line in found), name.replace("|", "\\|")
             told.append(
-                f"| {name.replace('|', chr(92) + '|')} | {mean:.3f} ({min(losses):.3f} to {max(losses):.3f}) | {100 * (mean / first - 1):+.1f} % "
-                f"| {sent / 1e6:.2f} | {whole / sent:.0f} | {statistics.mean(x['seconds'] for x in found):.0f} s "
-                f"| {len(found)} |"
+                f"| {cell} | {mean:.3f} ({min(losses):.3f} to {max(losses):.3f}) | {100 * (mean / first - 1):+.1f} % "
+                f"| {sent / 1e6:.2f} | {whole / sent:.0f} | {seconds:.0f} s | {len(found)} |"
             )
     tried = [line for line in lines if line["seed"] == TUNED]
     if tried:
