@@ -288,6 +288,14 @@ def _check_apart(method: Method) -> None:
             expected="a codec that selects alike on all members, or nothing: randk, fp32, int8",
             mend="use randk(share), by itself or with another codec after it: randk(0.01) | bf16",
         )
+    feedback = method.feedback
+    if feedback is not None and not (isinstance(feedback, ErrorFeedback) and feedback.decay == 0):
+        raise ConfigError(
+            f"outer step {method.outer!r} with {feedback.spec}: what was not sent is still in the parameters, and "
+            "would be owed as well",
+            expected="a codec without memory",
+            mend=f"codec=ErrorFeedback({feedback.codec.spec}, decay=0)",
+        )
 
 
 def _check_recalls(method: Method) -> None:

@@ -117,6 +117,9 @@ def test_patch_refuses_members_that_select_for_themselves():
         Method(schedule=Every(1), payload=Delta(), codec=ErrorFeedback(topk(0.1), decay=0), outer=Patch())
     for codec in (fp32, randk(0.1) | bf16):
         sparta(codec=codec)
+    for codec in (randk(0.1), ErrorFeedback(randk(0.1), decay=0.5)):  # the first is given a memory by Method
+        with pytest.raises(ConfigError, match=r"feedback\(randk.*owed as well\n.*without memory\n.*decay=0"):
+            Method(schedule=Every(1), payload=Delta(), codec=codec, outer=Patch())
     with pytest.raises(ConfigError, match=r"Patch.*over Islands.*\n.*\n.*Everyone"):
         sparta().but(topology=thinwire.topologies.Islands(2))
     with pytest.raises(ConfigError, match=r"Patch.*with aggregator Median.*\n.*plain mean"):
