@@ -1,4 +1,4 @@
-"""Operations on tensors along directions: exactly what is written down, whatever the tensors and however they are cut."""
+"""Operations along directions: exactly what is written down, whatever the tensors and however they are cut."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_blocks_of_any_size_give_the_same(module, name, value, dtype, monkeypatc
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("kind", [Rademacher(), Binomial(), Sparse(0.5)])
 def test_the_way_of_other_devices_gives_the_same(dtype, kind, monkeypatch):
-    pairs = [(f"blocks.{i}.w", w.to(dtype)) for i, w in enumerate([randn(3000), randn(40, 77), randn(5), randn(())])]
+    pairs = [(f"blocks.{i}.w", w.to(dtype)) for i, w in enumerate([randn(3000), randn(40, 77), randn(5), randn()])]
     others = [(name, w.clone()) for name, w in pairs]
     updates = [update(20, keep=0.75, round=1), update(9, round=2, first=30)]
     apply_all_(pairs, updates, kind, key=5)
@@ -375,9 +375,9 @@ def test_what_cannot_be_written_to_is_refused():
     w = torch.zeros(3, 2)
     with pytest.raises(ConfigError, match=r"(?s)'w', \[3, 2\] on cpu, is to be written to \[2, 3\].*torch.empty_like"):
         perturbed(w, 1, "w", EPS, out=torch.zeros(2, 3))
-    with pytest.raises(ConfigError, match="(?s)0 tensors to write 1 to.*one each"):
+    with pytest.raises(ConfigError, match=r"(?s)0 tensors to write 1 to.*one each"):
         perturbed_all([("w", w)], 1, EPS, out=[])
-    with pytest.raises(ConfigError, match="parameter 'w' is torch.int32"):
+    with pytest.raises(ConfigError, match=r"parameter 'w' is torch.int32"):
         perturbed(w, 1, "w", EPS, out=torch.zeros(3, 2, dtype=torch.int32))
     with pytest.raises(ConfigError, match=r"(?s)rounding='up'.*stochastic or nearest"):
         apply_(w, "w", [], rounding="up")

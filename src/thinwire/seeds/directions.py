@@ -66,7 +66,7 @@ def perturbed_all(
     _check_out(pairs, out)
     triples = [(name, w, target) for (name, w), target in zip(pairs, out, strict=True)]
     changed = [triple for triple, left in zip(triples, alone, strict=True) if not left]
-    _walk(changed, [Update((seed,), (-eps,))], noise, "nearest", 0)
+    _walk(changed, [Update((seed,), (-exact([eps])[0],))], noise, "nearest", 0)
     return list(out)
 
 

@@ -39,10 +39,11 @@ def stochastic(x: Tensor, dtype: torch.dtype, words: Tensor) -> None:
     if dtype == torch.bfloat16:
         _cut(x, r, 16)
         return
-    sign, small = x.clone(), x.abs() < _SMALLEST
-    x.abs_().add_(small, alpha=_SMALLEST)
+    sign = x.clone()
+    moved = (x.abs_() < _SMALLEST) * _SMALLEST
+    x.add_(moved)
     _cut(x, r.bitwise_right_shift_(3), 13)
-    x.sub_(small, alpha=_SMALLEST).copysign_(sign)
+    x.sub_(moved).copysign_(sign)
 
 
 def _cut(x: Tensor, r: Tensor, bits: int) -> None:

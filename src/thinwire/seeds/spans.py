@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -72,21 +73,24 @@ class Span:
         if len(self.parts) == 1 and first.source.dtype == first.target.dtype == torch.float32:
             return first.source[first.start : first.stop], first.target[first.start : first.stop]
         values = scratch("values", (self.padded,))
-        for part, place in self._places(values):
+        for part, place, rest in self._places(values):
             place.copy_(part.source[part.start : part.stop])
+            rest.zero_()
         return values, values
 
     def close(self, values: Tensor) -> None:
         """Write values that are not in the tensors' own memory."""
-        for part, place in self._places(values):
+        for part, place, _ in self._places(values):
             target = part.target[part.start : part.stop]
             if target.data_ptr() != place.data_ptr():
                 target.copy_(place)
 
-    def _places(self, values: Tensor) -> Iterator[tuple[Part, Tensor]]:
+    def _places(self, values: Tensor) -> Iterator[tuple[Part, Tensor, Tensor]]:
+        """Parts, where their values are, and what fills the last block."""
         begin = 0
         for part in self.parts:
-            yield part, values[begin : begin + part.stop - part.start]
+            end = begin + part.stop - part.start
+            yield part, values[begin:end], values[end : begin + part.padded]
             begin += part.padded
 
 
@@ -129,7 +133,7 @@ def each(spans: Sequence[Span], work: Callable[[Span, Scratch], _Result]) -> lis
         except IndexError:
             scratch = Scratch(device)
         try:
-            with torch.no_grad():  # of each thread its own
+            with torch.no_grad(), np.errstate(all="ignore"):  # of each thread its own; infinities are not our matter
                 return work(span, scratch)
         finally:
             _SPARE.append(scratch)
