@@ -15,8 +15,9 @@ import torch
 
 from thinwire.codecs import Codec, parse
 from thinwire.packet import WIRE_VERSION, Flag, Header, Kind, Packet
-from thinwire.seeds.log import FORMAT, Closed, Log, key_of
+from thinwire.seeds.log import Closed, Log
 from thinwire.seeds.recipe import Recipe
+from thinwire.seeds.seal import FORMAT, key_of
 
 HERE = Path(__file__).parent
 KEY = 5

@@ -68,6 +68,7 @@ def lived(rounds: int, every: int = 2) -> tuple[Log, dict[str, Tensor]]:
 
 def naive(pairs, made, recipe):
     from thinwire.randomness import mix
+
     for name, w in pairs:
         for u in made:
             x = w.float() * (u.keep if w.ndim > 1 else 1)

@@ -3,6 +3,7 @@
 import math
 import random
 import struct
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -16,11 +17,14 @@ exponents = st.integers(LOWEST, HIGHEST)
 STEP = 2 ** (1 / 8)
 
 
-def code(values, exponent=0, key=7, how=Byte()):
+BYTE = Byte()
+
+
+def code(values, exponent=0, key=7, how=BYTE):
     return how.encode(values, exponent, key).numpy().tobytes()
 
 
-def there_and_back(values, exponent=0, key=7, how=Byte()):
+def there_and_back(values, exponent=0, key=7, how=BYTE):
     return how.decode(code(values, exponent, key, how), exponent)
 
 
@@ -34,7 +38,7 @@ def test_the_levels_of_the_byte():
     assert levels[-9] == 0.5
     for c, level in enumerate(levels, start=1):
         assert abs(level / 2 ** ((c - 127) / 8) - 1) <= 2**-24
-    ratios = [b / a for a, b in zip(levels, levels[1:], strict=False)]
+    ratios = [b / a for a, b in pairwise(levels)]
     assert all(abs(ratio / STEP - 1) < 2**-23 for ratio in ratios)
 
 

@@ -252,7 +252,7 @@ def test_the_top_is_16_to_32_times_the_median(magnitudes):
 
 
 def test_the_scale_finds_the_scalars_and_follows_them_up_and_down():
-    """Deviations of 2^-10 have a median of 0.67 of that, which wants E = -6; by the chance of 32 of them, one beside it."""
+    """Deviations of 2^-10 have a median of 0.67 of that, which wants E = -6, or by chance one beside it."""
     found = exponents(replace(BYTES, samples=4), [2.0**-10] * 10 + [2.0**10] * 20 + [2.0**-10] * 20)
     assert found[0] == 12 - 11  # nothing reaches the byte's lowest level
     assert {*found[4:10]} <= {-7, -6, -5}
@@ -357,7 +357,10 @@ def test_a_recipe_as_a_dict_and_back():
 @pytest.mark.parametrize(
     ("told", "said"),
     [
-        ({"seed": -1}, "recipe: seed=-1\n  expected  a whole number of at most 64 bits, not negative\n  mend      seed=0"),
+        (
+            {"seed": -1},
+            "recipe: seed=-1\n  expected  a whole number of at most 64 bits, not negative\n  mend      seed=0",
+        ),
         ({"samples": 0}, "recipe: samples=0"),
         ({"samples": 1.5}, "recipe: samples=1.5"),
         ({"eps": 0}, "recipe: eps=0"),
