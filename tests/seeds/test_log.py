@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import math
+import random
 import re
 import struct
 import zlib
@@ -28,6 +29,8 @@ from thinwire.seeds.log import Closed, Log, updates
 from thinwire.seeds.reading import Reader, signed, varint
 from thinwire.seeds.recipe import Recipe
 from thinwire.seeds.seal import MAGIC, is_signed, key_of
+from thinwire.seeds.sums import Sums
+from thinwire.seeds.updates import Update
 
 TESTS = Path(__file__).parents[1]
 KEY, OTHER = key_of(b"the team's own key"), key_of(b"a key of somebody else")
@@ -261,6 +264,7 @@ def test_any_bytes_are_a_log_or_a_packet_error(data):
         assert Log.from_bytes(log.to_bytes()) == log
 
 
+POOL = replace(golden.log(), rounds=(), checks={}, sums=Sums(5, (1, -2, 300, 0)), recipe=Recipe()).content()
 NO_SIZE = zstandard.ZstdCompressor(write_content_size=False).compress(CONTENT)
 
 
@@ -275,12 +279,16 @@ NO_SIZE = zstandard.ZstdCompressor(write_content_size=False).compress(CONTENT)
         (packed(CONTENT)[:-1] + b"x", "the log's digest does not match: bytes of it were changed (at byte 16)"),
         (packed(b"", frame=b"junk"), "the log cannot be unpacked"),
         (packed(b"", frame=NO_SIZE), "a log that says its content has -1 bytes (at byte 80)"),
-        (packed(b"\x05[1,2]"), "the log's content begins with a header that is not of kind, recipe"),
+        (packed(b"\x05[1,2]"), "the log's content begins with a header that is not of recipe, tensors"),
         (packed(b"\x05[1,2"), "the log's content ends where 5 more bytes are due"),
         (packed(b"\x03nan"), "the log's content does not begin with JSON"),
         (packed(b"\x03NaN"), "NaN is no number"),
         (packed(b"\x04\xff\xfe{}"), "the log's content does not begin with JSON"),
-        (packed(with_header('"kind":"rounds"', '"kind":"gifts"')), "has a header whose kind is 'gifts'"),
+        (packed(with_header('"pool":null', '"pool":{"seed":1}')), "has a header whose pool is \"{'seed': 1}\""),
+        (packed(with_header('"pool":null', '"pool":{"seed":1,"bits":64}')), "has a header whose pool is"),
+        (packed(with_header('"pool":null', '"pool":{"seed":1,"bits":24}')), "bytes too many"),
+        (packed(POOL[:-6] + b"\1" + varint(2**64 - 1)), "the log's a sum of 9223372036854775808 in a pool"),
+        (packed(POOL[:-6] + b"\4"), "the log's content ends where 4 numbers are due and 0 bytes are left"),
         (packed(with_header('"out.weight"', '"\\ud800"')), "does not begin with JSON"),
         (packed(with_header('[2,3]', '[2,-3]')), "has a header whose tensors is"),
         (packed(with_header('["float32",[2,3]]', '["float32"]')), "has a header whose tensors is"),
@@ -308,6 +316,40 @@ def test_a_log_that_unpacks_to_too_much_is_not_opened():
     bomb = zstandard.ZstdCompressor().compress(bytes((1 << 28) + 1))
     with pytest.raises(PacketError, match=f"a log that says its content has {(1 << 28) + 1} bytes"):
         Log.from_bytes(packed(b"", frame=bomb))
+
+
+# A pool --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_pool_is_one_step_from_the_base():
+    sums = Sums(5, (0,) * 6, bits=24).added({4: -(1 << 23), 1: 3}).added({1: (1 << 24) - 3, 2: 7}).added({2: -7})
+    log = replace(begun(), sums=sums)
+    assert list(updates(log)) == [Update((sums.direction(1), sums.direction(4)), (1.0, -0.5))]
+    assert Log.from_bytes(log.to_bytes()) == log
+    model, other = tuned() | frozen(), tuned() | frozen()
+    rebuild.rebuild(model, log)
+    rebuild.apply([(name, other[name]) for name in log.tensors], list(updates(log)), RECIPE)
+    assert same(model, other)
+    assert not same(model, tuned() | frozen())
+
+
+def test_a_pool_of_4096_directions_is_less_than_18_kilobytes():
+    drawn = random.Random(3)
+    sums = Sums(1, tuple(round(drawn.gauss(0, 1e-6) * 2**40) for _ in range(4096)))
+    assert len(replace(begun(), sums=sums).to_bytes()) < 14_000
+
+
+def test_sums_are_free_of_order_and_have_an_end():
+    drawn = random.Random(4)
+    told = [{drawn.randrange(9): drawn.randrange(-(2**40), 2**40)} for _ in range(50)]
+    one, other = Sums(1, (0,) * 9), Sums(1, (0,) * 9)
+    for each in told:
+        one = one.added(each)
+    for each in reversed(told):
+        other = other.added(each)
+    assert one == other
+    with pytest.raises(ConfigError, match="a sum of 9223372036854775808 in a pool of directions"):
+        Sums(1, (2**63 - 1,)).added({0: 1})
 
 
 # Who wrote it --------------------------------------------------------------------------------------------------------

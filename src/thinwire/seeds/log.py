@@ -20,9 +20,10 @@ from thinwire.errors import ConfigError, PacketError
 from thinwire.seeds import codes, columns
 from thinwire.seeds.closed import Closed
 from thinwire.seeds.digests import Spec, digest, spec
-from thinwire.seeds.reading import Reader, varint
+from thinwire.seeds.reading import Reader, signed, varint
 from thinwire.seeds.recipe import Recipe, State
 from thinwire.seeds.seal import seal, unseal
+from thinwire.seeds.sums import Sums
 from thinwire.seeds.updates import Update
 
 __all__ = ["Closed", "Log", "updates"]
@@ -39,6 +40,7 @@ class Log:
     checks   number of rounds -> digest of the tuned tensors after so many
     frozen   tensors that the model needs and that were not tuned; empty if nobody said
     rest     their digest; "" if there are none
+    sums     of a pool of directions instead of rounds
     aliases  other names under which files keep a tuned tensor (tied weights) -> its name in `tensors`
     """
 
@@ -50,6 +52,10 @@ class Log:
     frozen: Mapping[str, Spec] = field(default_factory=dict)
     rest: str = ""
     aliases: Mapping[str, str] = field(default_factory=dict)
+    sums: Sums | None = None
+
+    def __post_init__(self) -> None:
+        assert not (self.rounds and self.sums)
 
     @classmethod
     def of(
@@ -142,20 +148,25 @@ class Log:
     def content(self) -> bytes:
         """What is squeezed: the header as JSON and the columns of rounds."""
         header: dict[str, Any] = {
-            "kind": "rounds", "recipe": self.recipe.as_dict(), "tensors": self.tensors, "base": self.base,
+            "recipe": self.recipe.as_dict(), "tensors": self.tensors, "base": self.base,
             "checks": dict(sorted(self.checks.items())), "frozen": self.frozen, "rest": self.rest,
-            "aliases": self.aliases,
+            "aliases": self.aliases, "pool": self.sums and {"seed": self.sums.seed, "bits": self.sums.bits},
         }  # fmt: skip
         words = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        return varint(len(words)) + words + columns.write(self.rounds, codes.parse(self.recipe.code).width)
+        rows = columns.write(self.rounds, codes.parse(self.recipe.code).width)
+        if self.sums:
+            rows = varint(len(self.sums.values)) + b"".join(map(signed, self.sums.values))
+        return varint(len(words)) + words + rows
 
 
 def updates(log: Log) -> Iterator[Update]:
-    """What every round does to the model."""
+    """What every round does to the model; of a pool, the one step from the base."""
     state = log.recipe.start()
     for closed in log.rounds:
         state, update = log.recipe.step(state, closed)
         yield update
+    if log.sums:
+        yield log.sums.update()
 
 
 def check_specs(due: Mapping[str, Spec], found: Mapping[str, Spec], whose: str) -> None:
@@ -191,7 +202,12 @@ def _log(content: bytes) -> Log:
         if not fits(header[name]):
             raise reader.wrong(f"has a header whose {name} is {str(header[name])[:60]!r}")
     recipe = Recipe.from_dict(header["recipe"])
-    rounds = columns.read(reader, codes.parse(recipe.code).width, recipe.samples)
+    pool, sums = header["pool"], None
+    rounds: tuple[Closed, ...] = ()
+    if pool is None:
+        rounds = columns.read(reader, codes.parse(recipe.code).width, recipe.samples)
+    else:
+        sums = Sums(pool["seed"], tuple(reader.signed() for _ in range(reader.count())), pool["bits"])
     reader.end()
     checks = {int(number): told for number, told in header["checks"].items()}
     if any(number > len(rounds) for number in checks):
@@ -200,7 +216,7 @@ def _log(content: bytes) -> Log:
                        for part in ("tensors", "frozen"))  # fmt: skip
     if not set(header["aliases"].values()) <= tensors.keys():
         raise reader.wrong("has a second name for a tensor that was not tuned")
-    return Log(recipe, tensors, header["base"], rounds, checks, frozen, header["rest"], header["aliases"])
+    return Log(recipe, tensors, header["base"], rounds, checks, frozen, header["rest"], header["aliases"], sums)
 
 
 def _no_constant(word: str) -> float:
@@ -225,14 +241,24 @@ def _is_checks(told: object) -> bool:
     )
 
 
+def _is_pool(told: object) -> bool:
+    return (
+        isinstance(told, dict)
+        and told.keys() == {"seed", "bits"}
+        and all(type(number) is int for number in told.values())
+        and 0 <= told["seed"] < 1 << 64
+        and 0 <= told["bits"] < 64
+    )
+
+
 _FITS: Mapping[str, Callable[[Any], bool]] = {
-    "kind": lambda told: told == "rounds",
     "recipe": lambda told: isinstance(told, dict),
     "tensors": _is_specs,
     "base": _is_digest,
     "checks": _is_checks,
     "frozen": _is_specs,
     "rest": lambda told: told == "" or _is_digest(told),
+    "pool": lambda told: told is None or _is_pool(told),
     "aliases": lambda told: isinstance(told, dict) and all(isinstance(name, str) for name in told.values()),
 }
 
