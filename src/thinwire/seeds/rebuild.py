@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -146,7 +146,7 @@ class Stored(Mapping[str, Tensor]):
     def __init__(self, path: Path, aliases: Mapping[str, str] | None = None) -> None:
         path = weights_in(path)
         try:
-            self._file: Any = safe_open(path, framework="pt")
+            self._file = cast(Any, safe_open(path, framework="pt"))
         except (OSError, SafetensorError) as error:
             raise ConfigError(
                 f"{path}: {error}",
