@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+from functools import lru_cache
 
 import pytest
 from virtual_store import FACTS, Person, Think, World, codes_of
 
 from thinwire.errors import ConfigError, LinkError, PacketError
+from thinwire.seeds.closed import Closed
 from thinwire.seeds.elastic import PIECE, Member, Pace, Standing
-from thinwire.seeds.log import Closed
 
 NEVER = float("inf")
 
@@ -246,8 +247,9 @@ def test_any_schedule_of_faults_ends_with_one_log(base):
         check_all_arrived(world, people)
 
 
-def test_64_members_with_churn_agree():
+def test_64_members_with_churn_agree(monkeypatch):
     """Every ten rounds a tenth of them go, half of those without goodbye, and as many come; some are slow at times."""
+    monkeypatch.setattr(Closed, "from_bytes", lru_cache(1000)(Closed.from_bytes))  # all read the same ones
     draw = random.Random(64)
     world = World(64, latency_s=0.05)
     rounds, people = 300, []
@@ -349,6 +351,8 @@ def test_a_round_out_of_order_is_refused():
             yield from member.round(1, b"x", 1.0)
         with pytest.raises(ConfigError, match="no codes for round 0"):
             yield from member.round(0, b"", 1.0)
+        with pytest.raises(ConfigError, match="round 0 with a learning rate of -1"):
+            yield from member.round(0, b"x", -1.0)
 
     world.start(founder())
     world.run(10)

@@ -32,19 +32,18 @@ from __future__ import annotations
 
 import json
 import statistics
-import struct
 from collections import deque
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from thinwire.errors import ConfigError, LinkError, PacketError
-from thinwire.seeds.log import Closed
+from thinwire.seeds.closed import Closed
+from thinwire.seeds.reading import Reader, varint
 
 PIECE = 64  # rounds whose records are kept together once they are all there
 _KEPT = 2 * PIECE  # rounds whose records are also there one by one
 _AT_ONCE = 8  # pieces that a joiner asks for in one go
-_LENGTH = struct.Struct("<I")
 
 T = TypeVar("T")
 
@@ -296,6 +295,7 @@ class Member:
             )  # fmt: skip
         if not codes:
             raise ConfigError(f"no codes for round {number}", expected="a byte or more", mend="leave() says goodbye")
+        Closed(number, lr, {})  # a rate that cannot be is everybody's error, not that of who closes the round
         key = _scalars(number, self.id)
         yield Put(key, codes)
         self._mine.append(key)
@@ -484,7 +484,7 @@ def _hello(member: int) -> str:
 
 
 def _joined(records: Sequence[bytes]) -> bytes:
-    return b"".join(_LENGTH.pack(len(record)) + record for record in records)
+    return b"".join(varint(len(record)) + record for record in records)
 
 
 def _split(piece: bytes) -> list[bytes]:
@@ -492,11 +492,7 @@ def _split(piece: bytes) -> list[bytes]:
 
     raises  PacketError if it is not a whole one
     """
-    records, at = [], 0
-    while at + _LENGTH.size <= len(piece):
-        (size,) = _LENGTH.unpack_from(piece, at)
-        at += _LENGTH.size + size
-        records.append(piece[at - size : at])
-    if at != len(piece) or len(records) != PIECE:
-        raise PacketError(f"a piece of the log with {len(records)} rounds", offset=at, expected=f"{PIECE} whole rounds")
+    reader = Reader(piece, what="a piece of the log")
+    records = [reader.take(reader.varint()) for _ in range(PIECE)]
+    reader.end()
     return records

@@ -33,8 +33,8 @@ from torch.distributed import DistNetworkError, DistStoreError, Store, TCPStore 
 from thinwire.errors import LinkError, PeerLost
 from thinwire.links.joining import host_port
 from thinwire.links.meter import Meter
+from thinwire.seeds.closed import Closed
 from thinwire.seeds.elastic import USUAL, Add, Clock, Delete, Gather, Member, Op, Pace, Program, Put, Swap
-from thinwire.seeds.log import Closed
 from thinwire.version import __version__
 
 T = TypeVar("T")
@@ -100,7 +100,6 @@ class Meeting:
         """store: any of torch.distributed that can compare and set. keeps: it ends when this process does."""
         self.meter = Meter()
         self._store, self._keeps = store, keeps
-        store.set_timeout(timedelta(seconds=_ANSWERS_S))
         self._member = Member(pace, at_least)
 
     @property
@@ -206,26 +205,24 @@ class Meeting:
 
     def _gather(self, op: Gather) -> dict[str, bytes]:
         keys = list(op.keys)
-        there = keys if self._await(op) else [key for key in keys if self._store.check([key])]
-        try:
-            return dict(zip(there, self._store.multi_get(there), strict=True)) if there else {}
-        except DistStoreError:  # deleted between the two: others have gone on, as a proposal will show
-            return {}
+        values = self._wait(keys, op.limit_s, op.what) if op.limit_s else None
+        if values is None:
+            keys = keys if self._store.check(keys) else [key for key in keys if self._store.check([key])]
+            values = self._wait(keys, _ANSWERS_S) if keys else None
+        return {} if values is None else dict(zip(keys, values, strict=True))
 
-    def _await(self, op: Gather) -> bool:
-        """Whether all keys came in time. Waits in short pieces: an interrupt is noticed, and a line says what for."""
-        keys, ends = list(op.keys), time.monotonic() + op.limit_s
-        if not op.limit_s:
-            return self._store.check(keys)
+    def _wait(self, keys: list[str], limit_s: float, what: str = "") -> list[bytes] | None:
+        """The values of all keys if they come in time. In short pieces: interrupts are noticed, and a line says why."""
+        ends = time.monotonic() + limit_s
         while (left_s := ends - time.monotonic()) > 0:
+            self._store.set_timeout(timedelta(seconds=max(0.01, min(left_s, _TELL_AFTER_S))))
             try:
-                self._store.wait(keys, timedelta(seconds=max(0.01, min(left_s, _TELL_AFTER_S))))
-                return True
+                return self._store.multi_get(keys)
             except DistStoreError:
                 left_s = ends - time.monotonic()
-                if left_s > 0:
-                    _log.warning("waiting for %s (gives up in %.0f s)", op.what, left_s)
-        return False
+                if what and left_s > 0:
+                    _log.warning("waiting for %s (gives up in %.0f s)", what, left_s)
+        return None
 
 
 def traffic(op: Op, answer: Any) -> tuple[int, int]:
@@ -238,7 +235,7 @@ def traffic(op: Op, answer: Any) -> tuple[int, int]:
             return 1 + _text(key) + 8 + len(value), 0
         case Gather(keys):
             asked, found = 9 + sum(map(_text, keys)), sum(8 + len(value) for value in answer.values())
-            return 2 * asked, 1 + found  # all there? then give them
+            return (2 + (op.limit_s == 0)) * asked, 1 + (op.limit_s == 0) + found  # are they there? wait; give them
         case Swap(key, expected, desired):
             return 1 + _text(key) + 16 + len(expected) + len(desired), 8 + len(answer)
         case Add(key):
