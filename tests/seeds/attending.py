@@ -44,8 +44,10 @@ def direction(number, member, sample):
     return (random_bytes(mix(number, member, sample), SIZE) & 1).float() * 2 - 1
 
 
-def take_part(meeting, model, fate, until=lambda closed: 0 in closed.left):
+def take_part(meeting, model, fate, until=lambda closed: 0 in closed.left, facts=None):
     """Rounds until the founder said goodbye, or what fate has in store."""
+    if facts is not None:
+        meeting.meet(facts)
     rounds = 0
     while True:
         for closed in meeting.backlog():
@@ -56,7 +58,7 @@ def take_part(meeting, model, fate, until=lambda closed: 0 in closed.left):
             return
         if rounds == 8 and fate == "dies":
             os._exit(9)
-        closed = meeting.round(meeting.number, model.codes(meeting.number, meeting.id), 0.003)
+        closed = meeting.round(meeting.number, model.codes(meeting.number, meeting.member), 0.003)
         model.replay(closed)
         rounds += 1
         if until(closed):
@@ -69,8 +71,8 @@ def main():
     model = Tiny()
     if fate == "late":
         sys.stdin.readline()
-    with attend(f"127.0.0.1:{port}", FACTS, pace=PACE) as meeting:
-        take_part(meeting, model, fate)
+    with attend(f"127.0.0.1:{port}", pace=PACE) as meeting:
+        take_part(meeting, model, fate, facts=FACTS)
     out.write_text(json.dumps(model.digests))
 
 

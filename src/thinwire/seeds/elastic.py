@@ -19,6 +19,7 @@ finds it in head and publishes it). And head never comes back to an older value,
     h/id     hello: `id` has replayed all records and wants to be on the roster
     s/t/id   scalars of a member; it deletes them two rounds later
     r/t      the record of round t; deleted 128 rounds later
+    d/n      digest of the weights after n rounds, of whoever compared first
     p/k      records of rounds 64k to 64k+63, each behind its length
 
 An id is drawn for a membership, not for a machine: one that was dropped comes back with another id. Ids that were
@@ -37,7 +38,7 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from thinwire.errors import ConfigError, LinkError, PacketError
+from thinwire.errors import ConfigError, LinkError, PacketError, StateMismatch
 from thinwire.seeds.closed import Closed
 from thinwire.seeds.reading import Reader, varint
 
@@ -392,6 +393,19 @@ class Member:
                 mend="attend the run anew; if it stays so, found a new one from a member's log",
             )  # fmt: skip
         return [found[key] for key in keys]
+
+    def compare(self, number: int, digest: str) -> Program[None]:
+        """Compare weights after `number` rounds with those of whoever was first to say.
+
+        raises  StateMismatch
+        """
+        first: bytes = yield Swap(f"d/{number}", b"", digest.encode())
+        if first != digest.encode():
+            raise StateMismatch(
+                f"after {number} rounds this member's weights are not those of the member that was first to compare",
+                expected=f"digest {first.decode(errors='replace')}, and this member has {digest}",
+                mend="one of the two replayed something else: rebuild both from the base and the log (thinwire import)",
+            )
 
     # --- going --------------------------------------------------------------------------------------------------
 

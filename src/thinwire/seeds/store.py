@@ -1,11 +1,13 @@
 """Meetings at a key-value store: who carries the protocol of elastic.py, and what a training loop sees of it.
 
-    with host("0.0.0.0:29500", facts) as meeting:             # on one member's machine
-    with attend("203.0.113.7:29500", facts) as meeting:       # on all others, whenever they like
+    with host("203.0.113.7:29500") as meeting:                # on one member's machine
+    with attend("203.0.113.7:29500") as meeting:              # on all others, whenever they like
+        for closed in meeting.meet(facts):                    # all rounds so far
+            replay(closed)
         while meeting.number < rounds:
-            for closed in meeting.backlog():                  # rounds without this member: all, after it came
+            for closed in meeting.backlog():                  # none, unless one closed without this member
                 replay(closed)
-            codes = evaluate(meeting.number, meeting.id)
+            codes = evaluate(meeting.number, meeting.member)
             replay(meeting.round(meeting.number, codes, lr))
 
 The store is torch.distributed's: TCPStore between machines, HashStore within a process. It lives in the host's process:
@@ -30,9 +32,10 @@ import torch
 from torch import Tensor
 from torch.distributed import DistNetworkError, DistStoreError, Store, TCPStore  # type: ignore[attr-defined]
 
-from thinwire.errors import LinkError, PeerLost
+from thinwire.errors import ConfigError, LinkError, PeerLost
 from thinwire.links.joining import host_port
 from thinwire.links.meter import Meter
+from thinwire.links.torch import first_line
 from thinwire.seeds.closed import Closed
 from thinwire.seeds.elastic import USUAL, Add, Clock, Delete, Gather, Member, Op, Pace, Program, Put, Swap
 from thinwire.version import __version__
@@ -41,40 +44,37 @@ T = TypeVar("T")
 _log = logging.getLogger("thinwire")
 
 _TELL_AFTER_S = 5.0  # how long a wait stays silent
+_OWN = ("rounds", "weights")  # facts of a member, not of the run
 _ANSWERS_S = 10.0  # how long the store may take for an answer that waits for nobody
 
 
-def host(
-    address: str, facts: Mapping[str, str], *, past: Sequence[Closed] = (), at_least: int = 1, pace: Pace = USUAL
-) -> Meeting:
-    """Found a run here, keep its store, and be its first member.
+def host(address: str, *, past: Sequence[Closed] = (), at_least: int = 1, pace: Pace = USUAL) -> AtStore:
+    """Keep the store of a run here, and be its founder: what it calls `meet` with is what all others must share.
 
-    address   "HOST:PORT" to listen on; port 0 finds a free one (`meeting.port`)
-    facts     what all members must share: name -> value, as {"recipe": digest, "base": digest}; version is added
+    address   "HOST:PORT" as the others see it; port 0 finds a free one (`meeting.port`). All of the machine's addresses
+              are listened on, whatever HOST says
     past      rounds of a log that the run goes on from: those who come replay them too
     at_least  members, this one included, that the first round waits for, for pace.most_s at most
     raises    LinkError if nothing can listen there
     """
-    name, port = host_port(address) if not address.endswith(":0") else (address[:-2], 0)
+    name, port = (address[:-2], 0) if address.endswith(":0") else host_port(address)
     limit = timedelta(seconds=_ANSWERS_S)
     try:
         store = TCPStore(name, port, None, is_master=True, timeout=limit, wait_for_workers=False)
     except (RuntimeError, OSError) as error:
         raise LinkError(
-            f"no store can listen at {address}: {str(error).splitlines()[0]}", expected="a free port of this machine",
+            f"no store can listen at {address}: {first_line(error)}", expected="a free port of this machine",
             mend="name another port, or end what listens on this one",
         ) from error  # fmt: skip
-    meeting = Meeting(store, pace=pace, at_least=at_least, keeps=True)
-    meeting.found(facts, past)
-    return meeting
+    return AtStore(store, founds=True, past=past, at_least=at_least, pace=pace)
 
 
-def attend(address: str, facts: Mapping[str, str], *, pace: Pace = USUAL) -> Meeting:
-    """Come to a run, at any time; `backlog` of the meeting leads into it.
+def attend(address: str, *, past: Sequence[Closed] = (), pace: Pace = USUAL) -> AtStore:
+    """Come to a run, at any time.
 
     address  "HOST:PORT" of its host
-    facts    as the host has them
-    raises   ConfigError naming a fact that differs, LinkError if there is no host or no run
+    past     rounds that this member took in before: they must be the run's, and are not replayed
+    raises   LinkError if nobody answers there
     """
     name, port = host_port(address)
     limit = timedelta(seconds=min(pace.most_s, _ANSWERS_S))
@@ -82,29 +82,42 @@ def attend(address: str, facts: Mapping[str, str], *, pace: Pace = USUAL) -> Mee
         store = TCPStore(name, port, None, is_master=False, timeout=limit, wait_for_workers=False)
     except (RuntimeError, OSError) as error:
         raise LinkError(
-            f"no run answers at {address}: {str(error).splitlines()[0]}", expected="a host that listens there",
+            f"no run answers at {address}: {first_line(error)}", expected="a host that listens there",
             mend=f"start the host first; then try `thinwire doctor {address}` from here",
         ) from error  # fmt: skip
-    meeting = Meeting(store, pace=pace)
-    meeting.meet(facts)
-    return meeting
+    return AtStore(store, past=past, pace=pace)
 
 
-class Meeting:
-    """A member's view of a run whose members come and go. Used by one thread; leave it at the end of a `with` block.
+class AtStore:
+    """A meeting whose members come and go. Used by one thread; leave it at the end of a `with` block.
 
-    meter  bytes of this member at the store, by purpose
+    meter  bytes of this member at the store
     """
 
-    def __init__(self, store: Store, *, pace: Pace = USUAL, at_least: int = 1, keeps: bool = False) -> None:
-        """store: any of torch.distributed that can compare and set. keeps: it ends when this process does."""
+    def __init__(
+        self, store: Store, *, founds: bool = False, past: Sequence[Closed] = (), at_least: int = 1, pace: Pace = USUAL
+    ) -> None:
+        """store: one of torch.distributed's that can compare and set, shared by the members; it ends with who founds."""
         self.meter = Meter()
-        self._store, self._keeps = store, keeps
+        self._store, self._founds, self._past = store, founds, tuple(past)
         self._member = Member(pace, at_least)
 
     @property
-    def id(self) -> int | None:
-        """This member on the roster; None until `backlog` was replayed, and after a round that closed without it."""
+    def on_roster(self) -> bool:
+        """Whether the open round takes this member's scalars."""
+        return self._member.id is not None
+
+    @property
+    def member(self) -> int:
+        """This member's number on the roster.
+
+        raises  ConfigError while it is not on it
+        """
+        if self._member.id is None:
+            raise ConfigError(
+                "this member is not on the roster", expected="one that replayed every round that closed without it",
+                mend="replay backlog() before a round: it is empty for those who are in",
+            )  # fmt: skip
         return self._member.id
 
     @property
@@ -114,7 +127,7 @@ class Meeting:
 
     @property
     def roster(self) -> tuple[int, ...]:
-        """Ids of the members that the open round takes scalars from, ascending."""
+        """Members that the open round takes scalars from, ascending."""
         return self._member.standing.roster
 
     @property
@@ -123,43 +136,69 @@ class Meeting:
         assert isinstance(self._store, TCPStore)
         return self._store.port
 
-    def found(self, facts: Mapping[str, str], past: Sequence[Closed] = ()) -> None:
-        """Begin a run in an empty store; see `host`."""
-        self._run(self._member.found({"version": __version__, **facts}, past), "the founding")
+    def meet(self, facts: Mapping[str, str]) -> Iterator[Closed]:
+        """Found the run, or compare with who did.
 
-    def meet(self, facts: Mapping[str, str]) -> None:
-        """Compare facts with the founder's; see `attend`."""
-        self._run(self._member.meet({"version": __version__, **facts}), "the meeting")
+        facts    what all members share: name -> value; `rounds` and `weights` may differ, `version` is added
+        returns  the backlog
+        raises   ConfigError naming a fact that differs; LinkError if nobody founds a run
+        """
+        told = {"version": __version__, **{name: value for name, value in facts.items() if name not in _OWN}}
+        if self._founds:
+            self._run(self._member.found(told, self._past), "the founding")
+        else:
+            self._run(self._member.meet(told), "the meeting")
+        return self.backlog()
 
     def backlog(self) -> Iterator[Closed]:
         """Rounds that closed without this member, until one admits it; nothing while it is on the roster.
 
         Asking for a round says that those before it are replayed: the last ones come as they close, and admission is
         asked for when there is nothing left to replay.
+
+        raises  ConfigError if `past` is not how the run began
         """
-        while self.id is None:
-            yield from self._run(self._member.follow(), f"round {self.number}")
+        while not self.on_roster:
+            for closed in self._run(self._member.follow(), f"round {self.number}"):
+                if closed.number >= len(self._past):
+                    yield closed
+                elif closed != self._past[closed.number]:
+                    raise self._foreign(f"round {closed.number} of this member's log is not the run's")
+        if self.number < len(self._past):
+            raise self._foreign(f"this member's log has {len(self._past)} rounds, and the run {self.number}")
+
+    def _foreign(self, wrong: str) -> ConfigError:
+        return ConfigError(
+            wrong, expected="a log that the run goes on from", mend="come with the base weights and without a log"
+        )
 
     def round(self, number: int, codes: Tensor, lr: float) -> Closed:
         """Take part in a round.
 
         codes    uint8 [as many as every member's], of this member's scalars
         lr       learning rate of the round
-        returns  what the round came to, alike on all members; if it closed without this one, `id` is None, its scalars
-                 are lost and `backlog` leads back
+        returns  what the round came to, alike on all members; if it closed without this one, its scalars are lost, it
+                 is not on the roster any more, and `backlog` leads back
         raises   PeerLost if the store's host is gone; ConfigError if the round is not due
         """
         assert codes.dtype == torch.uint8
         assert codes.dim() == 1
         return self._run(self._member.round(number, bytes(codes.cpu().numpy()), lr), f"round {number}")
 
+    def compare(self, number: int, digest: str) -> None:
+        """Compare weights after `number` rounds with who was first to say what its are; nobody waits.
+
+        raises  StateMismatch
+        """
+        self._run(self._member.compare(number, digest), f"the comparison after round {number}")
+
     def leave(self) -> None:
         """Say goodbye: rounds go on without this member, and without waiting for it. Who hosts stays for the others."""
         self._run(self._member.leave(), "goodbye")
-        if self._keeps:
+        if self._founds:
             self._run(self._member.linger(), "waiting for the others to end")
 
-    def __enter__(self) -> Meeting:
+    def __enter__(self) -> AtStore:
         return self
 
     def __exit__(
@@ -184,7 +223,7 @@ class Meeting:
             result: T = end.value
             return result
         except DistNetworkError as error:
-            why = f"the store that its process keeps is gone ({str(error).splitlines()[0]})"
+            why = f"the store that its process keeps is gone ({first_line(error)})"
             raise PeerLost([self._member.founder], during=during, why=why) from error
 
     def _perform(self, op: Op) -> Any:
