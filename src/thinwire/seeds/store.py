@@ -97,7 +97,7 @@ class AtStore:
     def __init__(
         self, store: Store, *, founds: bool = False, past: Sequence[Closed] = (), at_least: int = 1, pace: Pace = USUAL
     ) -> None:
-        """store: one of torch.distributed's that can compare and set, shared by the members; it ends with who founds."""
+        """store: one of torch.distributed that can compare and set, shared by all; it ends with the one that founds."""
         self.meter = Meter()
         self._store, self._founds, self._past = store, founds, tuple(past)
         self._member = Member(pace, at_least)
