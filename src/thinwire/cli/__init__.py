@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import sys
+from keyword import iskeyword
 from typing import NoReturn
 
 import click
@@ -28,6 +29,9 @@ class _Commands(click.Group):
         "codecs": "thinwire.cli.parts",
         "lab": "thinwire.cli.lab",
         "doctor": "thinwire.cli.doctor",
+        "export": "thinwire.cli.seeds",
+        "import": "thinwire.cli.seeds",
+        "replay": "thinwire.cli.seeds",
     }
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -40,7 +44,8 @@ class _Commands(click.Group):
             from thinwire.options import unknown
 
             raise unknown(f"there is no command {cmd_name!r}", cmd_name, self._PLACES, what="one of")
-        command: click.Command = getattr(import_module(self._PLACES[cmd_name]), cmd_name)
+        function = cmd_name + "_" * iskeyword(cmd_name)  # import_
+        command: click.Command = getattr(import_module(self._PLACES[cmd_name]), function)
         return command
 
 
