@@ -11,7 +11,7 @@ element's arithmetic is its own.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ GROUP = 8  # scalars that are added up before the tensor changes
 DRAWN = 32  # seeds whose words are made in one go
 _BLOCK = 1 << 15  # elements: three arrays of so many fit a core's cache
 _FAR = 1 << 22  # elements of a span, and of a block, on another device: there a call costs more than a cache gives
+_AGAIN = 1 << 19  # elements of a bundle that is gone through several times
 _FEWEST = 1 << 18  # elements of a span, to be worth a thread
 _ROUNDING = 1  # the Philox stream of rounding
 
@@ -97,15 +98,20 @@ def exact(scalars: Sequence[float]) -> tuple[float, ...]:
     return tuple(scalars)
 
 
-def cut(items: Sequence[tuple[Tensor, Tensor, int]], noise: Noise, seeds: int) -> list[Bundle]:
+def cut(items: Sequence[tuple[Tensor, Tensor, int]], noise: Noise, seeds: int, *, once: bool = True) -> list[Bundle]:
     """Bundles in which the words of `seeds` seeds, but of `DRAWN` at most, fill a batch; and all threads have work.
 
     items  source, target and id of each tensor; see `bundles`
+    once   whether a bundle is gone through once; else it is to stay in a cache
     """
     if not on_host(items[0][0].device):
         return bundles(items, _FAR, _FAR)
     share = sum(source.numel() for source, _, _ in items) // torch.get_num_threads()
-    most = min(BATCH * noise.per_block // max(1, min(seeds, DRAWN)), max(share, _FEWEST))
+    most = min(
+        BATCH * noise.per_block // max(1, min(seeds, DRAWN)),
+        max(share, _FEWEST),
+        BATCH * noise.per_block if once else _AGAIN,
+    )
     return bundles(items, most, _BLOCK)
 
 
@@ -155,6 +161,8 @@ def _replay_alike(jobs: Sequence[Job], steps: Sequence[_Step], noise: Noise, rou
     first = jobs[0]
     half = None if first.target.dtype == torch.float32 else first.target.dtype
     at_random = half is not None and rounding == "stochastic"
+    if half is not None and not at_random:
+        steps = [*steps[:-1], replace(steps[-1], closes=None)]  # writing to the tensor rounds to nearest
     batches = list(_batches(steps, until_closed=at_random))
 
     def work(bundle: Bundle, scratch: Scratch) -> None:
@@ -181,7 +189,7 @@ def _replay_alike(jobs: Sequence[Job], steps: Sequence[_Step], noise: Noise, rou
 
     seeds = max(sum(len(step.seeds) for step in batch) for batch in batches)
     items = [(job.source, job.target, tensor_id(job.name)) for job in jobs]
-    each(cut(items, noise, seeds), work)
+    each(cut(items, noise, seeds, once=len(batches) == 1), work)
 
 
 class _Batch:
@@ -196,8 +204,14 @@ class _Batch:
         self, steps: Sequence[_Step], words: Tensor | None, noise: Noise, scratch: Scratch, half: torch.dtype | None,
         dice: Tensor | None,
     ) -> None:  # fmt: skip
-        self._steps, self._scratch, self._half, self._dice = steps, scratch, half, dice
-        drawn: Any = words.numpy() if words is not None and on_host(words.device) else words
+        self._steps, self._half, self._dice = steps, half, dice
+        self._host = on_host(scratch.device)
+        self._size = _BLOCK if self._host else _FAR
+        self._spare = scratch("u", (self._size,)), scratch("z", (self._size,))
+        held: Any = (*self._spare, words)
+        if self._host:
+            held = [tensor if tensor is None else tensor.numpy() for tensor in held]
+        self._u, self._z, drawn = held
         self._sums, row = [], 0
         for step in steps:
             rows = slice(row, row + len(step.seeds))
@@ -209,14 +223,12 @@ class _Batch:
 
         first  elements of the bundle before this span
         """
-        host, n = on_host(source.device), source.numel()
-        size = min(_BLOCK if host else _FAR, -(-n // ALIGN) * ALIGN)
-        held: Any = (source, target, self._scratch("u", (size,)), self._scratch("z", (size,)))
-        here_all, there_all, u, z = [tensor.numpy() for tensor in held] if host else held
+        host, n, u, z = self._host, source.numel(), self._u, self._z
+        here_all, there_all = (source.numpy(), target.numpy()) if host else (source, target)
         multiply: Any = np.multiply if host else torch.mul
         subtract: Any = np.subtract if host else torch.sub
-        for begin in range(0, n, size):
-            end = min(begin + size, n)
+        for begin in range(0, n, self._size):
+            end = min(begin + self._size, n)
             whole = -(-end // ALIGN) * ALIGN - begin
             here, there = here_all[begin:end], there_all[begin:end]
             for step, add in zip(self._steps, self._sums, strict=True):
@@ -235,8 +247,8 @@ class _Batch:
         if self._dice is None:
             nearest(x, self._half)
         else:
-            spare = self._scratch("u", (x.numel(),)), self._scratch("z", (x.numel(),))
-            stochastic(x, self._half, self._dice[begin // 2 : (begin + x.numel() + 1) // 2], spare)
+            u, z = (spare[: x.numel()] for spare in self._spare)
+            stochastic(x, self._half, self._dice[begin // 2 : (begin + x.numel() + 1) // 2], (u, z))
 
 
 def projected(values: Tensor, words: Tensor, first: int, noise: Noise, scratch: Scratch) -> Tensor:

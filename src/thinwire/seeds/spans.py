@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
@@ -25,6 +26,7 @@ from thinwire.codecs.memory import Scratch
 ALIGN = 128  # elements: whole blocks of every kind of noise, and of rounding
 
 _Result = TypeVar("_Result")
+_Sized = TypeVar("_Sized", "Part", "Span")
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Span:
 
     parts: tuple[Part, ...]
 
-    @property
+    @cached_property
     def padded(self) -> int:
         return sum(part.padded for part in self.parts)
 
@@ -112,10 +114,10 @@ class Bundle:
         block = scratch(f"block of {per_block}", (sum(sizes),), torch.int64)
         for part, place in zip(parts, block.split_with_sizes(sizes), strict=True):
             first = part.start // per_block
-            torch.arange(first, first + len(place), out=place)
+            torch.arange(first, first + place.numel(), out=place)
         if len({part.tensor for part in parts}) == 1:
             return parts[0].tensor, block
-        ids = scratch(f"ids of {per_block}", (len(block),), torch.int64)
+        ids = scratch(f"ids of {per_block}", (sum(sizes),), torch.int64)
         for part, place in zip(parts, ids.split_with_sizes(sizes), strict=True):
             place.fill_(part.tensor)
         return ids, block
@@ -129,31 +131,29 @@ def bundles(items: Sequence[tuple[Tensor, Tensor, int]], most: int, copied: int)
     copied  elements of a span that is not in a tensor's own memory, a multiple of `ALIGN`
     """
     most = -(-most // ALIGN) * ALIGN
-    found: list[Bundle] = []
-    together: list[Span] = []
-    for span in _spans(items, most, min(copied, most)):
-        if together and sum(other.padded for other in together) + span.padded > most:
-            found.append(Bundle(tuple(together)))
-            together = []
-        together.append(span)
-    return [*found, Bundle(tuple(together))] if together else found
-
-
-def _spans(items: Sequence[tuple[Tensor, Tensor, int]], most: int, copied: int) -> Iterator[Span]:
-    together: list[Part] = []
+    alone: list[Part] = []
+    small: list[Part] = []
     for source, target, tensor in items:
-        size = most if _direct(source, target) else copied
-        for start in range(0, source.numel(), size):
-            part = Part(source, target, tensor, start, min(start + size, source.numel()))
-            if source.numel() > copied:
-                yield Span((part,))
-                continue
-            if together and sum(other.padded for other in together) + part.padded > copied:
-                yield Span(tuple(together))
-                together = []
-            together.append(part)
-    if together:
-        yield Span(tuple(together))
+        n, size = source.numel(), most if _direct(source, target) else min(copied, most)
+        for start in range(0, n, size):
+            part = Part(source, target, tensor, start, min(start + size, n))
+            (small if n <= copied else alone).append(part)
+    spans = [Span((part,)) for part in alone] + [Span(parts) for parts in _together(small, min(copied, most))]
+    return [Bundle(some) for some in _together(spans, most)]
+
+
+def _together(things: Sequence[_Sized], most: int) -> Iterator[tuple[_Sized, ...]]:
+    """Things in order, as many at a time as have `most` elements."""
+    held: list[_Sized] = []
+    size = 0
+    for thing in things:
+        if held and size + thing.padded > most:
+            yield tuple(held)
+            held, size = [], 0
+        held.append(thing)
+        size += thing.padded
+    if held:
+        yield tuple(held)
 
 
 def _direct(source: Tensor, target: Tensor) -> bool:
