@@ -332,6 +332,12 @@ def test_projections_are_inner_products():
     assert project(x, "w", []).shape == (0,)
 
 
+@pytest.mark.parametrize("n", [1, 5, 129])
+def test_projections_of_half_precision_are_those_of_its_float32(n):
+    x = randn(n).bfloat16()
+    assert torch.equal(project(x, "w", range(20)), project(x.float(), "w", range(20)))
+
+
 def test_projection_and_combination_are_each_others_transpose():
     """<x, sum c_i z_i> = sum c_i <x, z_i>; and z_i's own projection is n, exactly."""
     x, seeds, scalars = randn(33, 9), [3, 1, 4], [0.5, -2.0, 0.25]

@@ -28,10 +28,10 @@ from thinwire.seeds.spans import ALIGN, Bundle, bundles, each
 from thinwire.seeds.updates import Update
 
 GROUP = 8  # scalars that are added up before the tensor changes
-DRAWN = 32  # seeds whose words are made in one go
+DRAWN = 16  # seeds whose words are made in one go
 _BLOCK = 1 << 15  # elements: three arrays of so many fit a core's cache
 _FAR = 1 << 22  # elements of a span, and of a block, on another device: there a call costs more than a cache gives
-_AGAIN = 1 << 19  # elements of a bundle that is gone through several times
+_AGAIN = BATCH * PER_BLOCK  # elements of a bundle: the dice fill a batch, and values stay in a cache
 _FEWEST = 1 << 18  # elements of a span, to be worth a thread
 _ROUNDING = 1  # the Philox stream of rounding
 
@@ -102,7 +102,7 @@ def cut(items: Sequence[tuple[Tensor, Tensor, int]], noise: Noise, seeds: int, *
     """Bundles in which the words of `seeds` seeds, but of `DRAWN` at most, fill a batch; and all threads have work.
 
     items  source, target and id of each tensor; see `bundles`
-    once   whether a bundle is gone through once; else it is to stay in a cache
+    once   whether a bundle is gone through once, and not rounded at random; else it is to be of `_AGAIN` elements
     """
     if not on_host(items[0][0].device):
         return bundles(items, _FAR, _FAR)
@@ -189,7 +189,7 @@ def _replay_alike(jobs: Sequence[Job], steps: Sequence[_Step], noise: Noise, rou
 
     seeds = max(sum(len(step.seeds) for step in batch) for batch in batches)
     items = [(job.source, job.target, tensor_id(job.name)) for job in jobs]
-    each(cut(items, noise, seeds, once=len(batches) == 1), work)
+    each(cut(items, noise, seeds, once=len(batches) == 1 and not at_random), work)
 
 
 class _Batch:
