@@ -44,6 +44,7 @@ ENCODED: dict[str, tuple[str, torch.Tensor]] = {
     "dct-int8": ("dct(1/8) | int8", LONG),
     "rotation-int4": ("rotation(block=64) | int4(block=32)", LONG),
     "hadamard": ("hadamard(bits=3, block=64, rounds=2)", LONG[:62]),
+    "projection": ("projection(20, per_block=4)", torch.cat([LONG, SHORT])),
     "sketch": ("sketch(width=8, rows=3)", LONG),
     "topk-int4-zstd": ("topk(1/4, index='int32') | int4(block=8) | zstd", LONG),
     "empty": ("topk(1/4, index='int32') | e3m0", torch.zeros(0)),

@@ -134,7 +134,7 @@ def _form_group(
             store, rank, world = next(rendezvous("env://", timeout=limit))
         host = os.environ.get("MASTER_ADDR", "localhost")
     else:
-        host, port = _host_port(address)
+        host, port = host_port(address)
         if rank is None or world is None or not 0 <= rank < world:
             raise ConfigError(
                 f"rank {rank} of {world}",
@@ -161,7 +161,7 @@ def _no_meeting(address: str, rank: int, why: str) -> LinkError:
     )
 
 
-def _host_port(address: str) -> tuple[str, int]:
+def host_port(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 65536:
         raise ConfigError(
