@@ -486,6 +486,18 @@ def test_from_file_to_file(run, base, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base.safetensors", "tuned.safetensors"]
 
 
+def test_tensors_are_held_a_few_at_a_time(run, base, tmp_path, monkeypatch):
+    """With room for nothing they come one by one; the digests, of a rebuild and of an audit, are the same."""
+    together, held = rebuild.apply, []
+    monkeypatch.setattr(rebuild, "apply", lambda pairs, *rest: held.append(len(pairs)) or together(pairs, *rest))
+    for room, due in ((0, [1] * 4), (150, [3, 1]), (1 << 26, [4])):
+        held.clear()
+        monkeypatch.setattr(rebuild, "_TOGETHER", room)
+        rebuild.rebuild_file(run[0], base, tmp_path / "out")
+        assert held == due
+        assert all(check.found == check.noted for check in rebuild.audit(tuned() | frozen(), run[0]))
+
+
 def test_a_base_may_be_a_folder_and_hold_a_tied_tensor_under_its_other_name(run, tmp_path):
     log, lived_through = run
     tensors = {**tuned(), **frozen()}
