@@ -26,7 +26,7 @@ FLOORS: list[set[str]] = [
     {"handshake"},
     {"island"},
     {"methods", "rounds", "buffers", "ensembles", "stability"},
-    {"snapshot"},
+    {"snapshot", "inner"},
     {"synchronizer", "hooks", "pushes", "decentralized", "seeds"},
     {"integrations"},
 ]

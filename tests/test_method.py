@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 import pytest
 
 from thinwire.aggregators import Mean, Median, TrimmedMean, WeightedMean
-from thinwire.codecs import ErrorFeedback, dct, ef21, ef21w, fp32, int4, int8, topk, zstd
+from thinwire.codecs import ErrorFeedback, dct, ef21, ef21w, fp32, int4, int8, projection, topk, zstd
 from thinwire.codecs.base import Codec, Traits
 from thinwire.errors import ConfigError
 from thinwire.method import Method, Phases
@@ -21,6 +21,7 @@ from thinwire.methods import (
     eager,
     every_step,
     fedavg,
+    ferret,
     flasc,
     gossip,
     late_merge,
@@ -211,6 +212,7 @@ OTHERS = {
     slowmo: {"every": 7, "outer_lr": 0.3, "momentum": 0.2, "codec": int8},
     noloco: {"every": 7, "outer_lr": 0.3, "momentum": 0.3, "pull": 0.3, "codec": zstd},
     flasc: {"every": 7, "outer_lr": 0.3, "codec": topk(1 / 16)},
+    ferret: {"every": 7, "outer_lr": 0.3, "codec": projection(9)},
     muloco: {"every": 7, "outer_lr": 0.3, "momentum": 0.5, "codec": int8},
     sparse_loco: {"every": 7, "outer_lr": 0.3, "decay": 0.5, "codec": topk(1 / 16)},
     gossip: {"every": 7, "topology": Torus(), "codec": zstd},

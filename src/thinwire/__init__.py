@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         eager,
         every_step,
         fedavg,
+        ferret,
         flasc,
         gossip,
         late_budget,
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
         streaming_diloco,
     )
     from thinwire.pushes import Asynchronous, DelayedNesterov, asynchronous
+    from thinwire.seeds import just_one_byte
+    from thinwire.seeds.tuner import Tuner, tune
     from thinwire.synchronizer import Synchronizer, synchronize
 
 #: Public names and where they live; loaded when they are asked for, so that `thinwire --version` need not load torch.
@@ -76,6 +79,7 @@ _PLACES = {
         "eager",
         "every_step",
         "fedavg",
+        "ferret",
         "flasc",
         "gossip",
         "late_budget",
@@ -91,6 +95,8 @@ _PLACES = {
         "sparse_loco",
         "streaming_diloco",
     ],
+    "seeds": ["just_one_byte"],
+    "seeds.tuner": ["Tuner", "tune"],
     "synchronizer": ["Synchronizer", "synchronize"],
 }
 #: Rooms that are public as they are: thinwire.hooks.ddp.
@@ -111,6 +117,7 @@ __all__ = [
     "StateMismatch",
     "Synchronizer",
     "ThinwireError",
+    "Tuner",
     "__version__",
     "asynchronous",
     "broadcast",
@@ -122,10 +129,12 @@ __all__ = [
     "eager",
     "every_step",
     "fedavg",
+    "ferret",
     "flasc",
     "gossip",
     "hooks",
     "join",
+    "just_one_byte",
     "late_budget",
     "late_merge",
     "local_sgd",
@@ -140,6 +149,7 @@ __all__ = [
     "sparta",
     "streaming_diloco",
     "synchronize",
+    "tune",
 ]
 
 

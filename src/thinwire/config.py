@@ -45,6 +45,7 @@ from thinwire.units import Duration, Rate
 
 if TYPE_CHECKING:
     from thinwire.method import Method, Phases
+    from thinwire.seeds.recipe import Recipe
 
 #: Named methods: name -> a function whose parameters are the method's options. `None` below: thinwire.methods.METHODS.
 Methods = Mapping[str, Callable[..., Any]]
@@ -63,7 +64,7 @@ class MethodOptions:
     name: str = "diloco"
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    def build(self, methods: Methods | None = None) -> Method | Phases:
+    def build(self, methods: Methods | None = None) -> Method | Phases | Recipe:
         """Call the method's function."""
         known = _methods(methods)
         options = _method_options(self.name, known)
@@ -73,7 +74,10 @@ class MethodOptions:
         given = {name: built(options[name], value) for name, value in self.options.items() if name not in _ANSWERS}
         answers = {name: _answer(name, self.options[name]) for name in _ANSWERS if self.options.get(name) is not None}
         own = {name: answers.pop(name) for name in of_function(known[self.name]) if name in answers}
-        made: Method | Phases = known[self.name](**given, **own)
+        made: Method | Phases | Recipe = known[self.name](**given, **own)
+        if not isinstance(made, Method | Phases):
+            _refuse_answers(self.name, answers)
+            return made
         pacer = answers.pop("pace", None)
         made = made.but(**answers) if answers else made
         return made if pacer is None else made.paced(pacer)
@@ -319,6 +323,16 @@ def _method_options(name: str, methods: Methods) -> Options:
     return answers | of_function(methods[name], skip=_ANSWERS)
 
 
+def _refuse_answers(method: str, answers: Mapping[str, Any]) -> None:
+    """Scalars are told to everybody and merged by a recipe's own rule."""
+    for name in answers:
+        raise ConfigError(
+            f"{name} = {answers[name]!r} for method {method}",
+            expected="the method's own options: it sends scalars, which no codec, topology or aggregator is made for",
+            mend=f"leave {name} out; `thinwire methods {method}` shows what there is",
+        )
+
+
 def _answer(name: str, text: str) -> Any:
     with labelled(f"{name} {text!r}"):
         return evaluate(text, _ANSWERS[name])
@@ -359,9 +373,15 @@ def _fields(instance: Any) -> Values:
 def _methods(methods: Methods | None) -> Methods:
     if methods is not None:
         return methods
-    from thinwire.methods import METHODS  # here, so that reading a file is what loads them, not importing this module
+    return named_methods()
 
-    return METHODS
+
+def named_methods() -> Methods:
+    """Everything that `--method` may name: six answers, or a recipe of seeds and scalars."""
+    from thinwire.methods import METHODS  # here, so that reading a file is what loads them, not importing this module
+    from thinwire.seeds import RECIPES
+
+    return {**METHODS, **RECIPES}
 
 
 def _check_address(address: str | None) -> None:

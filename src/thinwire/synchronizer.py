@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -34,6 +34,7 @@ from thinwire.collectives import NO_SAMPLES, NOBODY_FINITE, OVERFLOW, Carried, C
 from thinwire.errors import ConfigError, DivergedError, LinkError, PeerLost
 from thinwire.fragments import Fragments, digest
 from thinwire.handshake import agree
+from thinwire.inner import Inner, Optimizers
 from thinwire.island import Island
 from thinwire.links.base import Handle, Link
 from thinwire.links.islands import within
@@ -44,7 +45,7 @@ from thinwire.packet import Header, Layout, Packet
 from thinwire.rounds import Committed, FragmentState, Outcome, Skipped, Terms, UnderWay
 from thinwire.routes import Neighbours, shares
 from thinwire.schedules import Paced, back_to_back
-from thinwire.sharding import Share, clip_grad_norm_, inner_state, is_dtensor, layout, resharder
+from thinwire.sharding import Share, clip_grad_norm_, is_dtensor, layout, resharder
 from thinwire.snapshot import (
     carrying,
     is_ours,
@@ -94,9 +95,6 @@ class Timing:
         )
 
 
-Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer]
-
-
 def synchronize(
     model: nn.Module,
     optimizer: Optimizers,
@@ -137,10 +135,7 @@ class Synchronizer:
         observer: Callable[[Outcome], None] | None,
     ) -> None:
         resharder(model)()
-        self._optimizers = (optimizer,) if isinstance(optimizer, torch.optim.Optimizer) else tuple(optimizer)
-        _check_parameters(model, self._optimizers)
-        for each in self._optimizers:
-            _check_momentum(each, method)
+        self._inner = Inner(model, optimizer, method, scaler)
         if link.rank == link.members[0]:
             for phase in (method.first, method.then) if isinstance(method, Phases) else (method,):
                 stability.warn(phase, len(link.members))
@@ -154,14 +149,13 @@ class Synchronizer:
         self.skipped = 0
         self.timing = Timing()
         self._model, self._link = model, link
-        self._plan, self._seed, self._scaler, self._observer = method, seed, scaler, observer
+        self._plan, self._seed, self._observer = method, seed, observer
         self._buffers = Buffers(model)
         self._terms = Terms(0, seed)
         self._samples = 0
         self._counts_samples = False
         self._gradients_are_combined = False
         self._all_overflown = False
-        self._stepped: list[torch.optim.Optimizer] = []  # of this iteration
         self._made = 0
         self._resumed = False
         self._clock = Clock(link.now)
@@ -174,11 +168,11 @@ class Synchronizer:
     def __enter__(self) -> Synchronizer:
         self._agree_within({})
         self._terms = Terms(agree(self._link, self._facts()), self._seed)
-        for optimizer in self._optimizers:
+        for optimizer in self._inner.all:
             self._hooks.append(optimizer.register_step_pre_hook(self._before_step))
             self._hooks.append(optimizer.register_step_post_hook(self._after_step))
-        if self._scaler is not None:
-            self._scaler.step = self._scaled_step  # type: ignore[method-assign]
+        if self._inner.scaler is not None:
+            self._inner.scaler.step = self._scaled_step  # type: ignore[method-assign]
         self._clock.resume()
         return self
 
@@ -187,13 +181,13 @@ class Synchronizer:
     ) -> None:
         try:
             if error is None:
-                self._check_between_steps()
+                self._inner.check_between_steps(self.step + 1)
                 self.finish()
         finally:
             for hook in self._hooks:
                 hook.remove()
-            if self._scaler is not None and "step" in vars(self._scaler):
-                del self._scaler.step
+            if self._inner.scaler is not None and "step" in vars(self._inner.scaler):
+                del self._inner.scaler.step
             self._hooks = []
 
     def finish(self) -> None:
@@ -207,7 +201,7 @@ class Synchronizer:
         if not self._resumed:  # else anchors were compared, and every member has weights of its own
             facts["weights"] = digest(*self._model.parameters(), *self._buffers.persistent()).hex()
         if self._method.payload.kind == "gradient":  # members take the same steps; after deltas each takes its own
-            facts["optimizer"] = "; ".join(map(_settings, self._optimizers))
+            facts["optimizer"] = self._inner.settings()
         if self._island is not None:
             facts["shards"] = self._shards
         return facts | answers
@@ -263,7 +257,7 @@ class Synchronizer:
     def combine_gradients(self) -> None:
         """Combine gradients now rather than in optimizer.step(); nothing for methods that do not send gradients."""
         if self._method_ahead().payload.kind == "gradient" and not self._gradients_are_combined:
-            self._unscale()
+            self._inner.unscale()
             self._exchange_gradients()
             self._gradients_are_combined = True
 
@@ -272,7 +266,7 @@ class Synchronizer:
 
         The norm is the whole model's, also where it is sharded: then all members of the island call it.
         """
-        self._unscale()
+        self._inner.unscale()
         self.combine_gradients()
         return clip_grad_norm_(list(self._model.parameters()), max_norm)
 
@@ -359,7 +353,7 @@ class Synchronizer:
         rescue  after a PeerLost: leave out rounds that will not arrive. What they carried goes with the next ones.
         """
         if not rescue:
-            self._check_between_steps()
+            self._inner.check_between_steps(self.step + 1)
         under_way, states = [], list(self._states)
         for entry in sorted(self._under_way, key=_order):
             try:
@@ -452,7 +446,7 @@ class Synchronizer:
     # --- hooks ---------------------------------------------------------------------------------------------------
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._check_turn(optimizer)
+        self._inner.check_turn(optimizer, self.step + 1)
         if self._method_ahead().payload.kind == "gradient":
             closure = kwargs.get("closure") or (args[1] if len(args) > 1 else None)
             if closure is not None:
@@ -467,28 +461,8 @@ class Synchronizer:
         self._count_step(optimizer)
 
     def _count_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """A local step is made once every optimizer has stepped."""
-        self._stepped.append(optimizer)
-        if len(self._stepped) == len(self._optimizers):
-            self._stepped = []
+        if self._inner.count(optimizer):
             self._tick()
-
-    def _check_turn(self, optimizer: torch.optim.Optimizer) -> None:
-        if any(each is optimizer for each in self._stepped):
-            raise self._uneven(f"{type(optimizer).__name__} is to step twice")
-
-    def _check_between_steps(self) -> None:
-        if self._stepped:
-            raise self._uneven("training ended, or its state was asked for, in the middle of a local step")
-
-    def _uneven(self, what: str) -> ConfigError:
-        stepped = [any(each is optimizer for each in self._stepped) for optimizer in self._optimizers]
-        waiting = [type(each).__name__ for each, done in zip(self._optimizers, stepped, strict=True) if not done]
-        return ConfigError(
-            f"local step {self.step + 1}: {what}, and {', '.join(waiting)} has not stepped",
-            expected="one step of every optimizer in a local step, in any order",
-            mend="step all that were handed over in every iteration; one with a learning rate of 0 changes nothing",
-        )
 
     def _scaled_step(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
         """GradScaler.step that keeps members together: a member with overflown gradients abstains, and none waits.
@@ -496,16 +470,14 @@ class Synchronizer:
         Gradients: the combined gradient is finite, so all take the step, unless all have overflown: then none does.
         Deltas: a step that the scaler skips counts as a local step all the same.
         """
-        scaler = self._scaler
-        assert scaler is not None
-        plain_step = type(scaler).step
-        if all(optimizer is not each for each in self._optimizers):
-            return plain_step(scaler, optimizer, *args, **kwargs)
-        self._check_turn(optimizer)
+        inner = self._inner
+        if all(optimizer is not each for each in inner.all):
+            return inner.plain_step(optimizer, *args, **kwargs)
+        inner.check_turn(optimizer, self.step + 1)
         if self._method_ahead().payload.kind != "gradient":
-            before = (self.step, len(self._stepped))
-            result = plain_step(scaler, optimizer, *args, **kwargs)
-            if (self.step, len(self._stepped)) == before:
+            before = (self.step, inner.stepped)
+            result = inner.plain_step(optimizer, *args, **kwargs)
+            if (self.step, inner.stepped) == before:
                 self._count_step(optimizer)
             return result
         self.combine_gradients()
@@ -513,16 +485,6 @@ class Synchronizer:
             self._count_step(optimizer)
             return None
         return optimizer.step(*args, **kwargs)
-
-    def _unscale(self) -> None:
-        if self._scaler is None:
-            return
-        for optimizer in self._optimizers:
-            try:
-                self._scaler.unscale_(optimizer)
-            except RuntimeError as error:  # once a step is enough: the loop has done it already, to clip
-                if "already been called" not in str(error):
-                    raise
 
     # --- the order of things -------------------------------------------------------------------------------------
 
@@ -650,7 +612,7 @@ class Synchronizer:
     def _tell(self, step: int, x: Tensor, number: int) -> None:
         """Tell all members what the pace to come depends on."""
         pacing, before = self._pacing, self._counted[0]
-        mine = Told(self._clock.median(), float(self._samples - before[1]), self._lr(), *pacing.last)
+        mine = Told(self._clock.median(), float(self._samples - before[1]), self._inner.lr, *pacing.last)
         header = Header(round=number, sender=self._link.rank, context=self._terms.context)
         self._asked = rounds.tell(self._link, mine, header)
         self._pacing = replace(pacing, since=step, local=0, size2=float(x.square().sum()))
@@ -696,7 +658,7 @@ class Synchronizer:
         witnesses = rounds.witnesses(self._method, self._link, route)
         due = tuple(rank for rank in witnesses if rank not in combined.damaged)
         state, outcome = rounds.finish(
-            self._outers[fragment], under_way, combined, self.step, self._states[fragment], due, self._lr()
+            self._outers[fragment], under_way, combined, self.step, self._states[fragment], due, self._inner.lr
         )
         self._states[fragment] = state
         if isinstance(outcome, Skipped):
@@ -722,10 +684,6 @@ class Synchronizer:
             self._observer(outcome)
         return fresh
 
-    def _lr(self) -> float:
-        """The inner learning rate, of the optimizer's first group."""
-        return float(self._optimizers[0].param_groups[0]["lr"])
-
     def _owe(self, under_way: UnderWay, fresh: Tensor) -> Tensor:
         """A round had no effect. Unless parameters still hold what it was to send, the next one sends it too."""
         fragment, state = under_way.fragment, self._states[under_way.fragment]
@@ -746,7 +704,7 @@ class Synchronizer:
     def _merge(self, fragment: int, mine: Mine) -> None:
         """Set the live parameters to what the outer step makes of them."""
         state, outer = self._states[fragment], self._outers[fragment]
-        merged, own = outer.merge(mine, state.anchor, state.own, Now(state.committed, self._lr()))
+        merged, own = outer.merge(mine, state.anchor, state.own, Now(state.committed, self._inner.lr))
         if not mine.fresh.numel() and back_to_back(self._method.schedule):  # nothing begins: local steps stay
             merged = merged + (mine.live - mine.sent)
         if back_to_back(self._method.schedule) and not self._is_finite(mine.fresh, merged):
@@ -771,10 +729,7 @@ class Synchronizer:
 
     def _forget(self, fragment: int) -> None:
         """Inner optimizers begin anew with a fragment's parameters."""
-        named = dict(self._model.named_parameters())
-        for name in self._fragments.names(fragment):
-            for optimizer in self._optimizers:
-                inner_state(optimizer).pop(named[name], None)
+        self._inner.forget(self._fragments.names(fragment))
 
     def _apply(self, under_way: UnderWay, combined: Combined, outcome: Committed, fresh: Tensor) -> None:
         """Write the result into the model: gradients before a step, parameters after it."""
@@ -796,18 +751,14 @@ class Synchronizer:
 
     def _rates(self, fragment: int) -> Tensor:
         """Learning rates of a fragment's parameters, 1 for those that the optimizer lacks.  [n], or [] if all alike"""
-        groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
-        rate_of = {id(p): float(group["lr"]) for group in groups for p in group["params"]}
-        named, device = dict(self._model.named_parameters()), self._fragments.device
-        parts = [named[name] for name in self._fragments.names(fragment)]
-        rates = [rate_of.get(id(p), 1.0) for p in parts]
+        rates = self._inner.rates(self._fragments.names(fragment))
         if len(set(rates)) == 1:
-            return torch.tensor(rates[0], device=device)
+            return torch.tensor(rates[0], device=self._fragments.device)
         return self._fragments.spread(fragment, rates)
 
     @property
     def _scales_gradients(self) -> bool:
-        return self._scaler is not None and self._scaler.is_enabled() and self._method.payload.kind == "gradient"
+        return self._inner.scales and self._method.payload.kind == "gradient"
 
     def _on_committed(self, outcome: Committed, state: FragmentState, due: tuple[int, ...]) -> None:
         self.committed += 1
@@ -855,42 +806,8 @@ class Synchronizer:
         return 1 if gradient or self._method.topology.consensus else _PATIENCE_ROUNDS
 
 
-def _settings(optimizer: torch.optim.Optimizer) -> str:
-    """Class and hyper-parameters, group by group."""
-    groups = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
-    return f"{type(optimizer).__name__} {groups}"
-
-
 def _order(entry: tuple[UnderWay, Handle[BufferRows] | None]) -> tuple[int, int]:
     return entry[0].due, entry[0].fragment
-
-
-def _check_parameters(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-    if not optimizers:
-        raise ConfigError(
-            "no optimizer was handed over",
-            expected="an optimizer, or several over disjoint parameters",
-            mend="synchronize(model, [muon, adamw], method, link)",
-        )
-    ours = {id(p) for p in model.parameters()}
-    held = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
-    strangers = [p for p in held if id(p) not in ours]
-    if strangers:
-        raise ConfigError(
-            f"the optimizer holds {len(strangers)} parameter(s) that the model does not have, "
-            f"the first of shape {tuple(strangers[0].shape)}",
-            expected="an optimizer over parameters of the model that is synchronised",
-            mend="put all trained modules into one nn.ModuleList and synchronise that",
-        )
-    sets = [{id(p) for group in optimizer.param_groups for p in group["params"]} for optimizer in optimizers]
-    twice = sum(map(len, sets)) - len(set().union(*sets))
-    if twice:
-        names = ", ".join(type(optimizer).__name__ for optimizer in optimizers)
-        raise ConfigError(
-            f"{twice} parameter(s) of more than one of {names}",
-            expected="optimizers over disjoint parameters",
-            mend="give each parameter to one of them",
-        )
 
 
 def _check_island(model: nn.Module, plan: Method | Phases, island: Island | None) -> None:
@@ -919,20 +836,3 @@ def _shards(model: nn.Module, inner: Link) -> str:
     place = f"part {inner.rank + 1} of {len(inner.members)} of an island's model"
     found = layout(model)
     return f"{place} ({found})" if found else place
-
-
-def _check_momentum(optimizer: torch.optim.Optimizer, plan: Method | Phases) -> None:
-    """Feedback with a momentum of its own feeds an optimizer that has none, or it would be applied twice."""
-    name = type(optimizer).__name__
-    for method in (plan.first, plan.then) if isinstance(plan, Phases) else (plan,):
-        feedback = method.feedback
-        if method.payload.kind != "gradient" or feedback is None or not feedback.accelerates:
-            continue
-        if any(group.get("betas") for group in optimizer.param_groups):
-            _log.warning("%s has moments of its own behind %s, which is made for plain SGD", name, feedback.spec)
-        if any(group.get("momentum") for group in optimizer.param_groups):
-            raise ConfigError(
-                f"{name} with momentum behind {feedback.spec}, which has a momentum of its own",
-                expected="one momentum: where gradients wait to be sent, it is theirs",
-                mend="set momentum=0 in the optimizer, or use feedback(...)",
-            )

@@ -93,7 +93,7 @@ def test_the_count_is_saved_and_resumed():
             for _ in range(3):
                 for p in model.parameters():
                     p.grad = torch.ones_like(p)
-                sync._optimizers[0].step()
+                sync._inner.all[0].step()
             saved = sync.state_dict()
         again = make_model()
         with synchronize(again, sgd(again), method, link) as sync:

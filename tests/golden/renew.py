@@ -1,4 +1,4 @@
-"""The packets whose bytes are committed beside this file, one a file, for wire version 1.
+"""The packets whose bytes are committed beside this file, one a file, for wire version 1; and a log of seeds.
 
     python tests/golden/renew.py
 
@@ -15,6 +15,9 @@ import torch
 
 from thinwire.codecs import Codec, parse
 from thinwire.packet import WIRE_VERSION, Flag, Header, Kind, Packet
+from thinwire.seeds.log import Closed, Log
+from thinwire.seeds.recipe import Recipe
+from thinwire.seeds.seal import FORMAT, key_of
 
 HERE = Path(__file__).parent
 KEY = 5
@@ -41,6 +44,7 @@ ENCODED: dict[str, tuple[str, torch.Tensor]] = {
     "dct-int8": ("dct(1/8) | int8", LONG),
     "rotation-int4": ("rotation(block=64) | int4(block=32)", LONG),
     "hadamard": ("hadamard(bits=3, block=64, rounds=2)", LONG[:62]),
+    "projection": ("projection(20, per_block=4)", torch.cat([LONG, SHORT])),
     "sketch": ("sketch(width=8, rows=3)", LONG),
     "topk-int4-zstd": ("topk(1/4, index='int32') | int4(block=8) | zstd", LONG),
     "empty": ("topk(1/4, index='int32') | e3m0", torch.zeros(0)),
@@ -99,17 +103,49 @@ def packets() -> dict[str, Packet]:
     return made
 
 
+#: What the golden log is signed with.
+LOG_KEY = key_of(b"sixteen bytes or more")
+
+
+def log() -> Log:
+    """Four rounds: member 9 joins in the second, one abstains in the third, member 0 is gone in the fourth."""
+    made = Log(
+        Recipe(seed=7, samples=2, rule="momentum(0.9, window=3)", decay=0.5),
+        tensors={"h.weight": ("float32", (2, 3)), "h.bias": ("bfloat16", (2,))},
+        base="00112233445566778899aabbccddeeff",
+        frozen={"steps": ("int64", ())},
+        rest="ffeeddccbbaa99887766554433221100",
+        aliases={"out.weight": "h.weight"},
+    )
+    rounds = [
+        Closed(0, 0.25, {0: b"\x50\xd1", 3: b"\x4f\x01"}),
+        Closed(1, 0.25, {0: b"\x7f\xff", 3: b"\x40\xc0", 9: b"\x10\x90"}, joined=(9,)),
+        Closed(2, 0.125, {0: b"\x80\x80", 3: b"\0\x33", 9: b"\x41\xc1"}),
+        Closed(3, 0.0625, {3: b"\x42\xc2", 9: b"\x43\xc3"}, left=(0,)),
+    ]
+    for closed in rounds:
+        made = made.append(closed)
+        if closed.number == 1:
+            made = made.checked("0123456789abcdef0123456789abcdef")
+    return made.checked("fedcba9876543210fedcba9876543210")
+
+
+def log_path() -> Path:
+    return HERE / f"seeds.v{FORMAT}.log"
+
+
 def path(name: str) -> Path:
     return HERE / f"{name}.v{WIRE_VERSION}.bin"
 
 
 def main() -> None:
-    for name, packet in packets().items():
-        if path(name).exists():
-            print(f"kept     {path(name).name}")
+    files = {path(name): packet.to_bytes().numpy().tobytes() for name, packet in packets().items()}
+    for file, data in {**files, log_path(): log().to_bytes(LOG_KEY)}.items():
+        if file.exists():
+            print(f"kept     {file.name}")
         else:
-            path(name).write_bytes(packet.to_bytes().numpy().tobytes())
-            print(f"written  {path(name).name}")
+            file.write_bytes(data)
+            print(f"written  {file.name}")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from thinwire import (
     eager,
     every_step,
     fedavg,
+    ferret,
     flasc,
     gossip,
     late_merge,
@@ -43,6 +44,7 @@ from thinwire.codecs import (
     kmeans,
     layers,
     powersgd,
+    projection,
     randk,
     rows,
     sketch,
@@ -92,6 +94,8 @@ METHODS = {
         outer=Restart(Scheduled(per_group(("*.bias", Adam()), rest=Nesterov(0.7, 0.9)), warmup=1))
     ),
     "flasc": flasc(every=3),
+    "ferret": ferret(every=3, codec=projection(30, per_block=10, shrink=3)),
+    "ferret shared": ferret(every=3, codec=projection(30, per_block=10, shared=True, shrink=1)),
     "noloco": noloco(every=3),
     "demo": demo(codec=dct(1 / 8)),
     "sparta": sparta(share=0.1),
@@ -309,6 +313,35 @@ def test_flasc_forgets_unless_it_is_told_to_remember():
     assert flasc(codec=int8()).codec == int8()
     remembering = of_all(flasc(every=2, codec=ErrorFeedback(topk(1 / 4))))
     assert not same(remembering[0].live, of_all(flasc(every=2))[0].live)
+
+
+def test_ferret_moves_the_anchor_by_a_projection_of_what_was_done():
+    """Of an orthogonal projection, |P x|^2 = <P x, x> <= |x|^2; the rest of a block that is filled up is cut off."""
+    before, model = (make_model() for _ in range(2))
+    local_steps(model, adamw(model), 0, range(3))
+    live = of_all(ferret(every=3, codec=projection(12, per_block=12, shrink=1)), members=1, steps=3)[0].live
+    x, after, projected = (
+        torch.cat([p.detach().view(-1) for p in of]) for of in (before.parameters(), model.parameters(), live)
+    )
+    delta, moved = x - after, x - projected
+    assert 0 < moved.square().sum() <= torch.dot(moved, delta) < delta.square().sum()
+
+
+def test_ferret_with_a_complete_basis_is_federated_averaging():
+    """Up to float32 rounding: of blocks of 64, six sums there and back, and of three rounds."""
+    complete = of_all(ferret(every=3, codec=projection(4096)), steps=9)[0].live
+    plain = of_all(diloco(every=3).but(outer=SGD(1.0)), steps=9)[0].live
+    for a, b in zip(complete, plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
+def test_ferret_forgets_unless_it_is_told_to_remember_and_a_shared_basis_is_less_to_send():
+    short = projection(24, per_block=8, shrink=1)
+    assert ferret(codec=short).codec == ErrorFeedback(short, decay=0)
+    forgets, remembers = ferret(every=2, codec=short), ferret(every=2, codec=ErrorFeedback(short))
+    assert not same(of_all(forgets)[0].live, of_all(remembers)[0].live)
+    own, shared = (ferret(every=2, codec=projection(200, shared=shared)) for shared in (False, True))
+    assert of_all(shared, members=4)[0].sent_bytes < of_all(own, members=4)[0].sent_bytes
 
 
 def test_random_coordinates_are_added_as_they_are():

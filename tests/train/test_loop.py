@@ -32,6 +32,7 @@ OPTIONS = {
     "diloco": {"every": 4, "codec": "int4"},
     "streaming": {"every": 4, "fragments": 2, "overlap": 1},
     "flasc": {"every": 4},
+    "ferret": {"every": 4, "codec": "projection(50, per_block=10)"},
     "eager": {"every": 4, "fragments": 2},
     "delayed": {"every": 4},
     "co2": {"every": 4, "momentum": 0.2, "penalty": "gap"},

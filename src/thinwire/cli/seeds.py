@@ -16,8 +16,9 @@ from rich.table import Table
 from thinwire.cli import DONE
 from thinwire.errors import ConfigError, StateMismatch
 from thinwire.seeds.digests import ascending, digest
-from thinwire.seeds.log import Log, is_signed, key_of
+from thinwire.seeds.log import Log
 from thinwire.seeds.rebuild import Check, Stored, audit, rebuild_file
+from thinwire.seeds.seal import is_signed, key_of
 
 _PATH = click.Path(path_type=Path)
 _KEY = click.option("--key", type=_PATH, help="File of 16 bytes or more that only the team has.")

@@ -59,6 +59,7 @@ from thinwire.codecs.natural import Natural, natural
 from thinwire.codecs.powersgd import PowerSGD, powersgd
 from thinwire.codecs.pq import PQ, pq, train_codebook
 from thinwire.codecs.precision import BF16, FP16, FP32, bf16, fp16, fp32
+from thinwire.codecs.projection import Projection, projection
 from thinwire.codecs.qsgd import QSGD, qsgd
 from thinwire.codecs.randk import RandK, randk
 from thinwire.codecs.rans import Rans, rans
@@ -116,6 +117,7 @@ __all__ = [
     "Log",
     "Natural",
     "PowerSGD",
+    "Projection",
     "RandK",
     "Rans",
     "Rotation",
@@ -170,6 +172,7 @@ __all__ = [
     "parse",
     "powersgd",
     "pq",
+    "projection",
     "qsgd",
     "randk",
     "rans",
@@ -217,6 +220,7 @@ CODECS: Mapping[str, Callable[..., Codec]] = {
     "dct": DCT,
     "rotation": rotation,
     "hadamard": hadamard,
+    "projection": Projection,
     "sketch": Sketch,
     "kmeans": kmeans,
     "pq": pq,

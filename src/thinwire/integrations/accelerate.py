@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from thinwire.inner import Optimizers
 from thinwire.integrations.apart import check_apart
 from thinwire.links.base import Link
 from thinwire.method import Method, Phases
 from thinwire.rounds import Outcome
-from thinwire.synchronizer import Optimizers, Synchronizer
+from thinwire.synchronizer import Synchronizer
 from thinwire.synchronizer import synchronize as synchronize_plainly
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from thinwire.methods.dgc import dgc
 from thinwire.methods.diloco import diloco
 from thinwire.methods.eager import eager
 from thinwire.methods.every_step import every_step
+from thinwire.methods.ferret import ferret
 from thinwire.methods.flasc import flasc
 from thinwire.methods.gossip import gossip
 from thinwire.methods.late_merge import late_budget, late_merge
@@ -43,6 +44,7 @@ METHODS: dict[str, Callable[..., Method | Phases]] = {
     "delayed": delayed,
     "co2": co2,
     "slowmo": slowmo,
+    "ferret": ferret,
     "flasc": flasc,
     "noloco": noloco,
     "muloco": muloco,
@@ -61,6 +63,7 @@ __all__ = [
     "eager",
     "every_step",
     "fedavg",
+    "ferret",
     "flasc",
     "gossip",
     "late_budget",

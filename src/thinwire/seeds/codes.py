@@ -14,8 +14,8 @@ Error   byte: a magnitude between two levels becomes one of them at random, so t
         that level or 0. half: 2^-11 of the magnitude, down to 2^(E-29). whole: 2^-24.
 Size    1, 2 or 4 bytes a scalar.
 Source  Zelikman et al. 2023, arXiv:2306.10015 (Just One Byte), sends a scalar in a byte; the code is ours.
-Differs a sign and 8 bits of logarithm there are nine bits. 127 fixed levels for the 33 octaves from 1e-6 to 1e4 lie 20 %
-        apart, a value up to 9.6 % from the nearest. But the scalars of a run keep near their median: half as many
+Differs a sign and 8 bits of logarithm there are nine bits. 127 fixed levels for the 33 octaves from 1e-6 to 1e4 lie
+        20 % apart, a value up to 9.6 % from the nearest. But the scalars of a run keep near their median: half as many
         octaves that follow it lose nothing, and their levels lie half as far apart (4.3 % from the nearest).
 """
 

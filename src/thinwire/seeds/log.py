@@ -8,34 +8,25 @@ change; a keyed digest beside it proves that somebody wrote it who has the key.
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import json
 import re
-import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import zstandard
 from torch import Tensor
 
 from thinwire.errors import ConfigError, PacketError
 from thinwire.seeds import codes, columns
 from thinwire.seeds.closed import Closed
 from thinwire.seeds.digests import Spec, digest, spec
-from thinwire.seeds.reading import Reader, varint
+from thinwire.seeds.reading import Reader, signed, varint
 from thinwire.seeds.recipe import Recipe, State
+from thinwire.seeds.seal import seal, unseal
+from thinwire.seeds.sums import Sums
 from thinwire.seeds.updates import Update
 
-__all__ = ["FORMAT", "Closed", "Log", "updates"]
-
-MAGIC, FORMAT = b"TWSL", 1
-_HEADER = struct.Struct("<4sHHQ32s32s")  # magic, format, flags, length of the file, digest, keyed digest: 80 bytes
-_DIGEST = slice(16, 48)
-_KEYED = 1
-_MOST = 1 << 28  # bytes of content that are opened: 250 million scalars
-_LEVEL = 19
+__all__ = ["Closed", "Log", "updates"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +40,7 @@ class Log:
     checks   number of rounds -> digest of the tuned tensors after so many
     frozen   tensors that the model needs and that were not tuned; empty if nobody said
     rest     their digest; "" if there are none
+    sums     of a pool of directions instead of rounds
     aliases  other names under which files keep a tuned tensor (tied weights) -> its name in `tensors`
     """
 
@@ -60,6 +52,10 @@ class Log:
     frozen: Mapping[str, Spec] = field(default_factory=dict)
     rest: str = ""
     aliases: Mapping[str, str] = field(default_factory=dict)
+    sums: Sums | None = None
+
+    def __post_init__(self) -> None:
+        assert not (self.rounds and self.sums)
 
     @classmethod
     def of(
@@ -133,12 +129,8 @@ class Log:
     # --- bytes -------------------------------------------------------------------------------------------------------
 
     def to_bytes(self, key: bytes | None = None) -> bytes:
-        """As a file; signed if there is a key.  key: of `key_of`"""
-        frame = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True).compress(self.content())
-        flags = 0 if key is None else _KEYED
-        start = _HEADER.pack(MAGIC, FORMAT, flags, _HEADER.size + len(frame), b"", b"")[: _DIGEST.start]
-        signed = bytes(32) if key is None else _digest(start, frame, key=key)
-        return start + _digest(start, signed, frame) + signed + frame
+        """As a file; signed if there is a key.  key: of `seal.key_of`"""
+        return seal(self.content(), key)
 
     @classmethod
     def from_bytes(cls, data: bytes, key: bytes | None = None) -> Log:
@@ -147,14 +139,7 @@ class Log:
         key     if given, the log must be signed with it
         raises  PacketError for anything that is no log of this format, whole and unchanged; ConfigError for another key
         """
-        frame = _opened(data, key)
-        try:
-            size = zstandard.frame_content_size(frame)
-            if not 0 <= size <= _MOST:
-                raise _wrong(f"a log that says its content has {size} bytes", _HEADER.size)
-            content = zstandard.ZstdDecompressor().decompress(frame, max(size, 1), allow_extra_data=False)
-        except zstandard.ZstdError as error:
-            raise _wrong(f"the log cannot be unpacked: {error}", _HEADER.size) from error
+        content = unseal(data, key)
         try:
             return _log(content)
         except ConfigError as error:
@@ -163,36 +148,25 @@ class Log:
     def content(self) -> bytes:
         """What is squeezed: the header as JSON and the columns of rounds."""
         header: dict[str, Any] = {
-            "kind": "rounds", "recipe": self.recipe.as_dict(), "tensors": self.tensors, "base": self.base,
+            "recipe": self.recipe.as_dict(), "tensors": self.tensors, "base": self.base,
             "checks": dict(sorted(self.checks.items())), "frozen": self.frozen, "rest": self.rest,
-            "aliases": self.aliases,
+            "aliases": self.aliases, "pool": self.sums and {"seed": self.sums.seed, "bits": self.sums.bits},
         }  # fmt: skip
         words = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        return varint(len(words)) + words + columns.write(self.rounds, codes.parse(self.recipe.code).width)
+        rows = columns.write(self.rounds, codes.parse(self.recipe.code).width)
+        if self.sums:
+            rows = varint(len(self.sums.values)) + b"".join(map(signed, self.sums.values))
+        return varint(len(words)) + words + rows
 
 
 def updates(log: Log) -> Iterator[Update]:
-    """What every round does to the model."""
+    """What every round does to the model; of a pool, the one step from the base."""
     state = log.recipe.start()
     for closed in log.rounds:
         state, update = log.recipe.step(state, closed)
         yield update
-
-
-def key_of(secret: bytes) -> bytes:
-    """The key that a key file stands for: 64 bytes, of any 16 or more."""
-    if len(secret) < 16:
-        raise ConfigError(
-            f"a key of {len(secret)} bytes",
-            expected="16 bytes or more that nobody can guess",
-            mend="head -c 32 /dev/urandom > team.key",
-        )
-    return hashlib.blake2b(secret, person=b"thinwire key").digest()
-
-
-def is_signed(data: bytes) -> bool:
-    """Whether a log that was read has a keyed digest."""
-    return bool(_HEADER.unpack_from(data)[2] & _KEYED)
+    if log.sums:
+        yield log.sums.update()
 
 
 def check_specs(due: Mapping[str, Spec], found: Mapping[str, Spec], whose: str) -> None:
@@ -214,48 +188,6 @@ def check_specs(due: Mapping[str, Spec], found: Mapping[str, Spec], whose: str) 
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-def _opened(data: bytes, key: bytes | None) -> bytes:
-    """The frame, once length and digests are what they should be."""
-    if len(data) < _HEADER.size:
-        raise _wrong(f"only {len(data)} bytes, and a log's header has {_HEADER.size}", len(data))
-    magic, version, flags, length, plain, signed = _HEADER.unpack_from(data)
-    if magic != MAGIC:
-        raise _wrong(f"the first bytes are {magic!r}, not {MAGIC!r}: this is no log of seeds", 0)
-    if version != FORMAT:
-        raise PacketError(
-            f"a log of format {version}", offset=4, expected=f"format {FORMAT}", mend="read it with a newer thinwire"
-        )
-    if length != len(data):
-        raise _wrong(f"the log says it has {length} bytes, and {len(data)} are here", 8)
-    start, frame = data[: _DIGEST.start], data[_HEADER.size :]
-    if plain != _digest(start, signed, frame):
-        raise _wrong("the log's digest does not match: bytes of it were changed", _DIGEST.start)
-    if flags not in (0, _KEYED) or (flags == 0 and signed != bytes(32)):
-        raise _wrong(f"a log with unknown flags {flags:#06x}, or a signature that they deny", 6)
-    if key is None:
-        return frame
-    if not flags & _KEYED:
-        raise ConfigError(
-            "the log is not signed",
-            expected="a log with a keyed digest, since a key was given",
-            mend="have it written with `thinwire export --seeds --key FILE`, or read it without a key",
-        )
-    if not hmac.compare_digest(signed, _digest(start, frame, key=key)):
-        raise ConfigError(
-            "the log was signed with another key",
-            expected="the key that it is read with",
-            mend="ask who wrote it for the key, and trust the log only if you trust them",
-        )
-    return frame
-
-
-def _digest(*parts: bytes, key: bytes = b"") -> bytes:
-    state = hashlib.blake2b(digest_size=32, key=key, person=b"thinwire log")
-    for part in parts:
-        state.update(part)
-    return state.digest()
-
-
 def _log(content: bytes) -> Log:
     reader = Reader(content, what="the log's content")
     words = reader.take(reader.varint())
@@ -270,7 +202,12 @@ def _log(content: bytes) -> Log:
         if not fits(header[name]):
             raise reader.wrong(f"has a header whose {name} is {str(header[name])[:60]!r}")
     recipe = Recipe.from_dict(header["recipe"])
-    rounds = columns.read(reader, codes.parse(recipe.code).width, recipe.samples)
+    pool, sums = header["pool"], None
+    rounds: tuple[Closed, ...] = ()
+    if pool is None:
+        rounds = columns.read(reader, codes.parse(recipe.code).width, recipe.samples)
+    else:
+        sums = Sums(pool["seed"], tuple(reader.signed() for _ in range(reader.count())), pool["bits"])
     reader.end()
     checks = {int(number): told for number, told in header["checks"].items()}
     if any(number > len(rounds) for number in checks):
@@ -279,7 +216,7 @@ def _log(content: bytes) -> Log:
                        for part in ("tensors", "frozen"))  # fmt: skip
     if not set(header["aliases"].values()) <= tensors.keys():
         raise reader.wrong("has a second name for a tensor that was not tuned")
-    return Log(recipe, tensors, header["base"], rounds, checks, frozen, header["rest"], header["aliases"])
+    return Log(recipe, tensors, header["base"], rounds, checks, frozen, header["rest"], header["aliases"], sums)
 
 
 def _no_constant(word: str) -> float:
@@ -304,23 +241,27 @@ def _is_checks(told: object) -> bool:
     )
 
 
+def _is_pool(told: object) -> bool:
+    return (
+        isinstance(told, dict)
+        and told.keys() == {"seed", "bits"}
+        and all(type(number) is int for number in told.values())
+        and 0 <= told["seed"] < 1 << 64
+        and 0 <= told["bits"] < 64
+    )
+
+
 _FITS: Mapping[str, Callable[[Any], bool]] = {
-    "kind": lambda told: told == "rounds",
     "recipe": lambda told: isinstance(told, dict),
     "tensors": _is_specs,
     "base": _is_digest,
     "checks": _is_checks,
     "frozen": _is_specs,
     "rest": lambda told: told == "" or _is_digest(told),
+    "pool": lambda told: told is None or _is_pool(told),
     "aliases": lambda told: isinstance(told, dict) and all(isinstance(name, str) for name in told.values()),
 }
 
 
 def _specs(tensors: Mapping[str, Tensor]) -> dict[str, Spec]:
     return {name: spec(tensor) for name, tensor in tensors.items()}
-
-
-def _wrong(said: str, offset: int) -> PacketError:
-    return PacketError(
-        said, offset=offset, expected="a log of seeds, whole and unchanged", mend="copy it again from who wrote it"
-    )

@@ -91,12 +91,21 @@ class Reader:
 
     def ids(self) -> tuple[int, ...]:
         """Ascending numbers and how many they are."""
-        return self.gaps(self.varint())
+        return self.gaps(self.count())
+
+    def count(self) -> int:
+        """How many numbers follow."""
+        count = self.varint()
+        self._due(count)
+        return count
+
+    def _due(self, count: int) -> None:
+        if count > self.left:  # each takes a byte or more
+            raise self.wrong(f"ends where {count} numbers are due and {self.left} bytes are left")
 
     def gaps(self, count: int) -> tuple[int, ...]:
         """`count` ascending numbers."""
-        if count > self.left:  # each takes a byte or more
-            raise self.wrong(f"ends where {count} numbers are due and {self.left} bytes are left")
+        self._due(count)
         found, before = [], -1
         for _ in range(count):
             before += self.varint() + 1

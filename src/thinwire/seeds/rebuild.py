@@ -8,13 +8,15 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from thinwire.errors import ConfigError, StateMismatch
+from thinwire.seeds import noise
 from thinwire.seeds.digests import Digest, Spec, ascending, digest, raw, spec
+from thinwire.seeds.directions import apply_all_
 from thinwire.seeds.log import Log, check_specs, updates
 from thinwire.seeds.recipe import Recipe
 from thinwire.seeds.updates import Update
@@ -34,9 +36,7 @@ def rebuild(tensors: Mapping[str, Tensor], log: Log) -> None:
 
 def apply(pairs: Sequence[tuple[str, Tensor]], made: Sequence[Update], recipe: Recipe) -> None:
     """Updates to tensors, in place, as the recipe has them made and rounded."""
-    from thinwire.seeds.directions import apply_all_
-
-    apply_all_(pairs, made, recipe.noise, rounding=recipe.rounding, key=recipe.seed)
+    apply_all_(pairs, made, noise.parse(recipe.noise), rounding=recipe.rounding, key=recipe.seed)
 
 
 def check_base(tensors: Mapping[str, Tensor], log: Log) -> None:
@@ -146,7 +146,7 @@ class Stored(Mapping[str, Tensor]):
     def __init__(self, path: Path, aliases: Mapping[str, str] | None = None) -> None:
         path = weights_in(path)
         try:
-            self._file: Any = safe_open(path, framework="pt")
+            self._file = cast(Any, safe_open(path, framework="pt"))
         except (OSError, SafetensorError) as error:
             raise ConfigError(
                 f"{path}: {error}",

@@ -25,6 +25,7 @@ from thinwire.links.base import Link
 from thinwire.randomness import mix
 from thinwire.report.record import Event, Point, RunRecord
 from thinwire.rounds import Outcome, Skipped
+from thinwire.seeds.recipe import Recipe
 from thinwire.synchronizer import Synchronizer, synchronize
 from thinwire.train import checkpoint
 from thinwire.train.display import Display, Silent
@@ -32,7 +33,8 @@ from thinwire.train.history import NOT_SAVED, History, gather_json, make_record,
 from thinwire.train.layerwise import Optimizers
 from thinwire.train.resume import common_step, load_model, shared_settings
 from thinwire.train.rollcall import RollCall, Status
-from thinwire.train.tasks import Task
+from thinwire.train.tasks import Batch, Task
+from thinwire.train.tuning import Tuned
 
 _log = logging.getLogger("thinwire")
 
@@ -53,10 +55,15 @@ def train(
     torch.manual_seed(run.seed)
     device = device_of(run)
     model = task.model().to(device)
-    optimizers = run.optimizer.build(model)
+    plan = run.method.build()
+    optimizers = [] if isinstance(plan, Recipe) else run.optimizer.build(model)
     torch.manual_seed(mix(run.seed, link.rank) >> 1)  # from here on members may draw for themselves: dropout
     session = _Session(run, task, link, model, optimizers, display, stops, device)
-    sync = synchronize(model, optimizers, run.method.build(), link, seed=run.seed, observer=session.observe)
+    sync = (
+        Tuned(model, replace(plan, seed=run.seed), link)
+        if isinstance(plan, Recipe)
+        else synchronize(model, optimizers, plan, link, seed=run.seed, observer=session.observe)
+    )
     with sync:
         return session.go(sync, resume)
 
@@ -84,7 +91,7 @@ class _Session:
 
     # --- the order of things -------------------------------------------------------------------------------------
 
-    def go(self, sync: Synchronizer, resume: bool) -> RunRecord | None:
+    def go(self, sync: Synchronizer | Tuned, resume: bool) -> RunRecord | None:
         self.sync = sync
         if resume:
             self._restore()
@@ -92,8 +99,11 @@ class _Session:
         parameters = sum(p.numel() for p in self.model.parameters())
         self.display.started(self.run, len(self.link.members), parameters, sync.step)
         self._tell_lone_steps()
+        if isinstance(sync, Tuned):
+            self._tell_unused()
         try:
             if sync.step == 0:
+                self._write_base()
                 self._evaluate()
                 self._call()
             self._after_step()
@@ -113,19 +123,19 @@ class _Session:
         return self._end()
 
     def _local_step(self) -> None:
+        if isinstance(self.sync, Tuned):
+            self._tune(self.sync)
+            return
         run, step = self.run, self.sync.step
         run.optimizer.set_lr(self.optimizers, step, steps=run.steps)
         parts = self.sync.parts or run.optimizer.accumulate
         total = torch.zeros((), device=self.device)
         for _ in range(parts):
-            batch = self.task.batch(self.batches, self.link.rank, len(self.link.members)).to(self.device)
-            self.batches += 1
+            batch = self._next_batch()
             with self._precision():
                 loss = self.task.loss(self.model, batch) / parts
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
-            self.here.samples += batch.samples
-            self.here.tokens += batch.tokens
             self.sync.count(batch.samples)
         if run.optimizer.clip_norm:
             self.sync.clip_grad_norm_(run.optimizer.clip_norm)
@@ -134,6 +144,24 @@ class _Session:
         for optimizer in self.optimizers:
             optimizer.zero_grad()
         self.losses.append(total)
+
+    def _tune(self, sync: Tuned) -> None:
+        run = self.run
+        batches = [self._next_batch() for _ in range(run.optimizer.accumulate)]
+
+        def loss() -> torch.Tensor:
+            with self._precision():
+                return torch.stack([self.task.loss(self.model, batch) for batch in batches]).mean()
+
+        mean = sync.tune(loss, run.optimizer.lr_at(sync.step, steps=run.steps))
+        self.losses.append(torch.tensor(mean))
+
+    def _next_batch(self) -> Batch:
+        batch = self.task.batch(self.batches, self.link.rank, len(self.link.members)).to(self.device)
+        self.batches += 1
+        self.here.samples += batch.samples
+        self.here.tokens += batch.tokens
+        return batch
 
     def _precision(self) -> contextlib.AbstractContextManager[Any]:
         if self.run.precision == "fp32":
@@ -164,6 +192,7 @@ class _Session:
         self._call()
         self._take_in(self.calls.last())
         self._write_weights()
+        self._write_log()
         return make_record(
             self.run, self.link, self.sync, self.model, self._whole(), self.final if self.link.rank == 0 else {}
         )
@@ -234,6 +263,15 @@ class _Session:
         text = f"{when}: what is learnt in steps {last + 1} to {self.run.steps} does not reach the common model"
         if all(event.text != text for event in self.before.events):
             self._note("steps after the last round", text)
+
+    def _tell_unused(self) -> None:
+        """Scalars need no optimizer; of its section only the learning rate's part is read."""
+        text = (
+            f"the method has no optimizer: of [optimizer], lr, warmup_steps, schedule and accumulate count, "
+            f"and {self.run.optimizer.name} does not"
+        )
+        if all(event.text != text for event in self.before.events):
+            self._note("no optimizer", text)
 
     def _note(self, kind: str, text: str) -> None:
         event = Event(self.at, self._whole().seconds, kind, text)
@@ -326,6 +364,16 @@ class _Session:
         if calls is not None:
             self.calls.load_state_dict(calls)
 
+    def _write_base(self) -> None:
+        """What a tuned model's log starts from."""
+        if isinstance(self.sync, Tuned) and self.link.rank == 0:
+            self._keep("base.safetensors", self.sync.write_base)
+
+    def _write_log(self) -> None:
+        """A tuned model's log, from which `thinwire export --seeds` takes it."""
+        if isinstance(self.sync, Tuned) and self.link.rank == 0:
+            self._keep("seeds.log", self.sync.write_log)
+
     def _write_weights(self) -> None:
         """The consensus model, for use."""
         if not (self.link.rank == 0 or not self.sync.has_consensus):
@@ -333,14 +381,18 @@ class _Session:
         with self.sync.evaluating():
             tensors = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
         if self.link.rank == 0:
-            partial = self.folder / "model.safetensors.partial"
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                save_file(tensors, partial)
-                partial.replace(self.folder / "model.safetensors")
-            except (OSError, SafetensorError) as error:
-                partial.unlink(missing_ok=True)
-                raise not_written(self.folder / "model.safetensors", error) from error
+            self._keep("model.safetensors", lambda path: save_file(tensors, path))
+
+    def _keep(self, name: str, write: Callable[[Path], None]) -> None:
+        """A file of the run's folder, whole or not at all."""
+        path, partial = self.folder / name, self.folder / f"{name}.partial"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write(partial)
+            partial.replace(path)
+        except (OSError, SafetensorError) as error:
+            partial.unlink(missing_ok=True)
+            raise not_written(path, error) from error
 
 
 def device_of(run: Run) -> torch.device:
@@ -381,6 +433,8 @@ def _stopped_unsaved(step: int, folder: Path, rank: int) -> ThinwireError:
 def _last_round(run: Run) -> int:
     """The last local step of the run after which a round begins; 0 if there is none."""
     plan = run.method.build()
+    if isinstance(plan, Recipe):
+        return run.steps
 
     def begins(step: int) -> bool:
         method = plan.at(step)

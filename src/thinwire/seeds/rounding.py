@@ -1,0 +1,51 @@
+"""float32 to half precision, once an update, so that what is too small for one step still counts in the mean.
+
+    stochastic   up with the probability of the part that is cut off, down otherwise: E[rounded x] = x
+    nearest      ties to even: what every library does. An update below half a step of the weight is lost for good
+
+Sixteen bits r an element come from a Philox stream, so that all members round alike and in blocks of any size.
+bfloat16: r is added to the sixteen bits that are then cut off. float16: its upper thirteen bits are added to the
+thirteen; magnitudes below 2^-14, where float16 has a fixed step, are moved up by 2^-14 for it and back.
+
+Error   stochastic: less than a step, unbiased to 2^-16 of a step (float16: 2^-13)
+Cost    1/8 of a Philox block an element: as much as the signs of sixteen seeds
+Source  Gupta et al. 2015, arXiv:1502.02551 (stochastic rounding)
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Rounding = Literal["stochastic", "nearest"]
+ROUNDINGS = ("stochastic", "nearest")
+PER_BLOCK = 8  # elements that a Philox block has bits for
+_SMALLEST = 2.0**-14  # normal float16
+
+
+def nearest(x: Tensor, dtype: torch.dtype) -> None:
+    """Round float32 [n] in place to what `dtype` holds."""
+    x.copy_(x.to(dtype))
+
+
+def stochastic(x: Tensor, dtype: torch.dtype, words: Tensor) -> None:
+    """The same, at random.
+
+    words  int32 [w], 2 w >= n: element j takes the lower half of word j // 2 if j is even, else the upper half
+    """
+    r = words.view(torch.int16)[: len(x)].to(torch.int32).bitwise_and_(0xFFFF)
+    if dtype == torch.bfloat16:
+        _cut(x, r, 16)
+        return
+    sign = x.clone()
+    moved = (x.abs_() < _SMALLEST) * _SMALLEST
+    x.add_(moved)
+    _cut(x, r.bitwise_right_shift_(3), 13)
+    x.sub_(moved).copysign_(sign)
+
+
+def _cut(x: Tensor, r: Tensor, bits: int) -> None:
+    """Add r to the lowest bits of float32 numbers, then clear these bits: a carry rounds the magnitude up."""
+    x.view(torch.int32).add_(r).bitwise_and_(-1 << bits)
