@@ -98,7 +98,7 @@ def test_updates_of_binomial_noise_follow_the_contract():
     assert torch.equal(w, expected)
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(counts=st.lists(st.integers(0, 40), min_size=1, max_size=5), n=st.integers(1, 400))
 def test_one_pass_is_one_update_after_the_other(counts, n):
     updates = [update(count, keep=0.875, round=place, first=50 * place) for place, count in enumerate(counts)]

@@ -13,3 +13,5 @@ from thinwire.seeds.recipe import Recipe
 
 #: Named recipes: what `thinwire train --method` may name beside the methods of six answers.
 RECIPES: Mapping[str, Callable[..., Recipe]] = {"just_one_byte": just_one_byte}
+
+__all__ = ["RECIPES", "Recipe", "just_one_byte"]

@@ -6,17 +6,17 @@
 C writes a sign and a logarithm of seven bits, rounded at random to one of two neighbours, relative to a scale on which
 all agree: the median of the last scalars.
 
-Error   E[g z] = grad L + O(eps^2). One estimate is far off: E |g z|^2 = P |grad L|^2 for P parameters, an n-th of it for n
-        scalars. That it works on pretrained models owes to their losses having few steep directions. The byte adds
-        nothing in the mean, and 0.2 % to the variance. A member that sends nonsense moves the model like `clip` honest
-        scalars at most.
-Size    a byte a scalar, whatever the size of the model: (N-1)(n + h) sent a member and round, where the packet's frame h
-        (92 bytes) outweighs a few scalars: see `samples`. A newcomer needs the base and the log, N n bytes a round.
+Error   E[g z] = grad L + O(eps^2). One estimate is far off: E |g z|^2 = P |grad L|^2 for P parameters, an n-th of it
+        for n scalars. That it works on pretrained models owes to their losses having few steep directions. The byte
+        adds nothing in the mean, and 0.2 % to the variance. A member that sends nonsense moves the model like `clip`
+        honest scalars at most.
+Size    a byte a scalar, whatever the size of the model: (N-1)(n + h) sent a member and round, where the packet's frame
+        h (92 bytes) outweighs a few scalars: see `samples`. A newcomer needs the base and the log, N n bytes a round.
 State   none beside the weights: base and log are the model, to the bit.
 Cost    two forward passes a sample, and N n directions replayed: a pass over the weights for every eight of them.
 Memory  of inference, and of the largest parameter.
-Source  E. Zelikman et al. 2023, arXiv:2306.10015 (shared randomness and the byte); Malladi et al. 2023, arXiv:2305.17333
-        (MeZO: eps 1e-3, learning rates about 1e-6 for models of 1e9 parameters); Spall 1992 (SPSA).
+Source  E. Zelikman et al. 2023, arXiv:2306.10015 (shared randomness and the byte); Malladi et al. 2023,
+        arXiv:2305.17333 (MeZO: eps 1e-3, learning rates about 1e-6 for models of 1e9 parameters); Spall 1992 (SPSA).
 Differs z is +-1 (the papers': normal), so that c z is exact and all machines round alike; the byte's scale follows the
         scalars (theirs is fixed, their code sends raw values); the mean over scalars, where their code divides by the
         root of their number (divide="root"); weights are never walked to and fro, so they do not drift.

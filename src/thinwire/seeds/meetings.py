@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 import torch
@@ -24,13 +24,16 @@ class Meeting(Protocol):
     def member(self) -> int:
         """This member's number: its directions are drawn with it."""
 
-    def meet(self, facts: Mapping[str, str]) -> Sequence[Closed]:
+    def meet(self, facts: Mapping[str, str]) -> Iterable[Closed]:
         """Find the others before the first round.
 
         facts    name -> what this member holds, e.g. {"weights": "9f0c..."}
-        returns  rounds that were closed before this member came, in order
+        returns  the backlog
         raises   ConfigError naming the first fact that differs, and who differs
         """
+
+    def backlog(self) -> Iterable[Closed]:
+        """Rounds that were closed without this member, in order: to be taken in before it takes part in the next."""
 
     def round(self, number: int, codes: Tensor, lr: float) -> Closed:
         """Tell this member's scalars and hear what counts.
@@ -63,8 +66,11 @@ class OverLink:
     def member(self) -> int:
         return self._link.rank
 
-    def meet(self, facts: Mapping[str, str]) -> Sequence[Closed]:
+    def meet(self, facts: Mapping[str, str]) -> Iterable[Closed]:
         self._context = agree(self._link, facts)
+        return ()
+
+    def backlog(self) -> Iterable[Closed]:
         return ()
 
     def round(self, number: int, codes: Tensor, lr: float) -> Closed:

@@ -104,9 +104,10 @@ class _Perturbing(TorchFunctionMode):
         """Rows that are looked up, made once each; options that are left out here change gradients alone."""
         name = self._names[id(weight)]
         if name in self._made or args or max_norm is not None:  # max_norm writes to what is looked up in
-            return F.embedding(input, self._swap(weight), *args, max_norm=max_norm, **kwargs)  # type: ignore[arg-type]
+            kwargs |= {} if max_norm is None else {"max_norm": max_norm}
+            return F.embedding(input, self._swap(weight), *args, **kwargs)  # type: ignore[arg-type]
         self.seen.add(name)
-        rows, place = input.unique(return_inverse=True)
+        rows, place = torch.unique(input, return_inverse=True)
         return F.embedding(place, perturbed_rows(weight.detach(), rows, self._seed, name, self._eps, self._noise))
 
 

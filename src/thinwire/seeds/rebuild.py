@@ -14,7 +14,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from thinwire.errors import ConfigError, StateMismatch
+from thinwire.seeds import noise
 from thinwire.seeds.digests import Digest, Spec, ascending, digest, raw, spec
+from thinwire.seeds.directions import apply_all_
 from thinwire.seeds.log import Log, check_specs, updates
 from thinwire.seeds.recipe import Recipe
 from thinwire.seeds.updates import Update
@@ -34,9 +36,7 @@ def rebuild(tensors: Mapping[str, Tensor], log: Log) -> None:
 
 def apply(pairs: Sequence[tuple[str, Tensor]], made: Sequence[Update], recipe: Recipe) -> None:
     """Updates to tensors, in place, as the recipe has them made and rounded."""
-    from thinwire.seeds.directions import apply_all_
-
-    apply_all_(pairs, made, recipe.noise, rounding=recipe.rounding, key=recipe.seed)
+    apply_all_(pairs, made, noise.parse(recipe.noise), rounding=recipe.rounding, key=recipe.seed)
 
 
 def check_base(tensors: Mapping[str, Tensor], log: Log) -> None:

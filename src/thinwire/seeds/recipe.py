@@ -159,6 +159,19 @@ class Recipe:
         most = math.inf if self.clip is None else self.clip * median
         return tuple((seed, max(-most, min(most, g))) for seed, g in (found[place] for place in kept))
 
+    def answers(self) -> dict[str, str]:
+        """The six answers about a round, in words."""
+        bounds = [f"clipped at {self.clip:g} medians"] if self.clip is not None else []
+        bounds += [f"without the {self.trim:.0%} that are largest"] if self.trim else []
+        return {
+            "schedule": "every step",
+            "payload": f"slopes along {self.samples} seeded directions ({self.noise}), eps {self.eps:g}",
+            "codec": self.code,
+            "topology": "everyone",
+            "aggregator": ", ".join([f"sum by {self.divide}", *bounds]),
+            "outer": self.rule,
+        }
+
     # --- as plain values ---------------------------------------------------------------------------------------------
 
     def as_dict(self) -> dict[str, Any]:

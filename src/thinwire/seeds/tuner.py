@@ -134,10 +134,13 @@ class Tuner:
         loss    called as loss(*batch), twice for each of the recipe's samples, with the model as it is at that moment.
                 Random draws (dropout) are the same in both calls
         lr      learning rate; that of the lowest member counts for all
+        returns  the round; where members come and go it may have closed without this one, whose scalars are then lost
         raises  PeerLost, DivergedError, StateMismatch; ConfigError if the loss does not use the model, or changes it
         """
         if not 0 <= lr < math.inf:
             raise ConfigError(f"lr={lr}", expected="a learning rate, finite and not negative", mend="1e-4, say")
+        for missed in self._meeting.backlog():
+            self._take_in(missed)
         number = self.rounds
         with self._timed("losses_s"):
             seeds = [seed_of(self.recipe.seed, number, self._meeting.member, s) for s in range(self.recipe.samples)]

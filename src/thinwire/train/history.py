@@ -19,6 +19,7 @@ from thinwire.links.base import Link
 from thinwire.packet import Header, Kind, Packet
 from thinwire.report.record import Event, Member, Point, RunRecord
 from thinwire.synchronizer import Synchronizer, Timing
+from thinwire.train.tuning import Tuned
 from thinwire.version import __version__
 
 _MOST_FACTS_BYTES = 1 << 16
@@ -60,7 +61,7 @@ class History:
 
 
 def make_record(
-    run: Run, link: Link, sync: Synchronizer, model: nn.Module, whole: History, final: Mapping[str, float]
+    run: Run, link: Link, sync: Synchronizer | Tuned, model: nn.Module, whole: History, final: Mapping[str, float]
 ) -> RunRecord:
     """The record of a run that has ended; all members call it.
 

@@ -1,4 +1,4 @@
-"""A tuner in the loop: what the loop asks of a synchronizer, answered for a model that is tuned by seeds and scalars."""
+"""A tuner in the loop: what the loop asks of a synchronizer, answered for a model tuned by seeds and scalars."""
 
 from __future__ import annotations
 
