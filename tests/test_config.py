@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 
 from thinwire import config_docs
 from thinwire.codecs import Codec, ErrorFeedback, fp32, int4, topk
-from thinwire.config import MethodOptions, Run, SimulatedLink, TorchLink, dump, load, loads, override
+from thinwire.config import MethodOptions, Run, SimulatedLink, TorchLink, dump, load, loads, named_methods, override
 from thinwire.errors import ConfigError
-from thinwire.methods import METHODS
 from thinwire.options import Option, about, check, of_dataclass, of_function, plain, read
 from thinwire.outer import SGD, Adam, ClippedMomentum, Nesterov, Restart, Scheduled, SlowMo, per_group
 from thinwire.train.huggingface import HuggingFaceOptions
@@ -21,6 +20,8 @@ from thinwire.train.optimizer import OptimizerOptions
 from thinwire.train.text import TextOptions
 from thinwire.train.user import UserOptions
 from thinwire.units import Duration, Rate, Size
+
+METHODS = named_methods()
 
 
 def near(every: int = 100, outer_lr: float = 0.7, codec: Codec | ErrorFeedback = fp32) -> Any:

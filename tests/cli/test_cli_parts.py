@@ -1,8 +1,10 @@
 import pytest
 
 from thinwire.codecs import CODECS
+from thinwire.config import named_methods
 from thinwire.errors import ConfigError
-from thinwire.methods import METHODS
+
+METHODS = named_methods()
 
 
 def test_all_methods_with_their_six_answers(call):

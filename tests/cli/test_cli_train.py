@@ -7,10 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from thinwire.config import TorchLink, load
+from thinwire.config import TorchLink, load, named_methods
 from thinwire.errors import ConfigError
-from thinwire.methods import METHODS
 from thinwire.report.record import RunRecord
+
+METHODS = named_methods()
 
 OPTIONS = {
     "ddp": "",
@@ -22,6 +23,7 @@ OPTIONS = {
     "late_merge": "--every 2 --merge 8 --rounds 2",
     "demo": "--codec dct(1/8)",
     "sparta": "--share 0.1",
+    "just_one_byte": "--samples 2",
 }
 
 

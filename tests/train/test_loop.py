@@ -11,12 +11,13 @@ from safetensors.torch import load_file
 from tiny import TinyTask, Watcher, carry_out, tiny_run
 
 import small
-from thinwire.config import MethodOptions, load, loads
+from thinwire.config import MethodOptions, load, loads, named_methods
 from thinwire.errors import ConfigError, DivergedError, PeerLost, ThinwireError
 from thinwire.links.base import Link
 from thinwire.links.local import run as simulate
-from thinwire.methods import METHODS
 from thinwire.randomness import mix
+from thinwire.seeds.log import Log
+from thinwire.seeds.rebuild import rebuild
 from thinwire.train import checkpoint
 from thinwire.train.display import Silent
 from thinwire.train.loop import train
@@ -47,6 +48,7 @@ OPTIONS = {
     "demo": {"codec": "dct(1/8)"},
     "noloco": {"every": 4},
     "sparta": {"share": 0.1, "every": 2},
+    "just_one_byte": {"samples": 2, "rule": "momentum(0.9)"},
 }
 
 
@@ -60,7 +62,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def test_every_method_has_options_here():
-    assert set(OPTIONS) == set(METHODS)
+    assert set(OPTIONS) == set(named_methods())
 
 
 @pytest.mark.parametrize("method", OPTIONS)
@@ -447,3 +449,39 @@ def test_the_configuration_is_read_back(tmp_path):
     assert load(tmp_path / "run.toml") == run
     assert record is not None
     assert loads(record.config) == run
+
+
+def test_a_tuned_run_leaves_its_base_and_its_log(tmp_path):
+    """Which give its weights: what `thinwire import` does."""
+    run = tiny_run(tmp_path, "just_one_byte", {"samples": 3})
+    record = carry_out(run)
+    log = Log.from_bytes((tmp_path / "seeds.log").read_bytes())
+    assert (len(log.rounds), log.recipe.samples, log.recipe.seed) == (run.steps, 3, run.seed)
+    rebuilt = load_file(tmp_path / "base.safetensors")
+    rebuild(rebuilt, log)
+    tuned = load_file(tmp_path / "model.safetensors")
+    assert all(torch.equal(rebuilt[name], tuned[name]) for name in tuned)
+    assert record.method["outer"] == "sgd"
+    assert [event.kind for event in record.events] == ["no optimizer"]
+    assert record.bytes_by_purpose["scalars"][0] == run.steps * 2 * (3 + 93)  # to one other each; padded to 96
+
+
+def test_a_tuned_step_is_of_all_accumulated_batches(tmp_path):
+    plain, twice = (
+        carry_out(
+            replace(
+                tiny_run(tmp_path / str(count), "just_one_byte", {"samples": 1}),
+                optimizer=OptimizerOptions(lr=1e-2, accumulate=count),
+            )
+        )
+        for count in (1, 2)
+    )
+    assert twice.members[0].samples == 2 * plain.members[0].samples
+    assert twice.digest != plain.digest
+
+
+@pytest.mark.parametrize("answer", ["topology", "pace", "aggregator"])
+def test_answers_that_no_scalar_is_made_for_are_refused(answer):
+    words = {"topology": "islands(2)", "pace": "by_speed", "aggregator": "median"}[answer]
+    with pytest.raises(ConfigError, match=f"{answer} = .* for method just_one_byte"):
+        MethodOptions("just_one_byte", {answer: words}).build()
