@@ -5,9 +5,10 @@
 4M and 16M are one tensor of so many elements; `small` has the shapes of a MiniLM-like encoder of six layers without its
 embedding: 96 tensors, most of them biases and norms. In every repeat what is measured stands between two copies of
 the same tensors (`y.copy_(x)` of each); the quotient of the times, mean of the two copies over the operation, is a
-sample. 1 is as fast as a copy; a replay of m scalars at m times the cost of a copy has 1/m. The last column is the cost of a
-scalar in copies. The median is quoted, with lowest and highest. Times are of the thread itself (CPU time), so that
-other work on the machine takes part in them through caches and memory only; one thread.
+sample. 1 is as fast as a copy; a replay of m scalars at m times the cost of a copy has 1/m. The column after is
+the cost of a scalar in copies, the last one its time. The median is quoted, with lowest and highest. Times are of
+the thread itself (CPU time), so that other work on the machine takes part in them through caches and memory only; one
+thread.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def rows(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, counts: Sequence
     ]
     for rounding in ("stochastic",) if dtype == torch.float32 else ("stochastic", "nearest"):
         for count in counts:
-            name = f"apply_, {count} scalars" + ("" if dtype == torch.float32 else f", {rounding}")
+            name = f"apply_, {count} scalar{'s' * (count > 1)}" + ("" if dtype == torch.float32 else f", {rounding}")
             operations.append((name, count, _replay(pairs, count, rounding)))
     found = []
     for name, count, run in operations:

@@ -14,7 +14,8 @@ alone are left out before groups are made. In half precision an update is worked
 Error   replay: none, it is the definition. perturbed: half a step of the dtype. project: that of float32 sums over a
         block, which are added in float64; the same on one machine only
 State   none
-Cost    less than 10 MiB of working memory a thread, whatever the tensors' sizes; time: benchmarks/results/seeds_speed.md
+Cost    less than 10 MiB of working memory a thread, whatever the tensors' sizes; about the time of a copy for a
+        direction (benchmarks/results/seeds_speed.md)
 Source  Malladi et al. 2023, arXiv:2305.17333 (MeZO: a direction is its seed)
 Differs MeZO walks the weights to w + eps z, to w - eps z and back, and rounding leaves them elsewhere. Here only
         updates write to weights. A tensor that is not contiguous is copied once.
@@ -136,7 +137,7 @@ def project(x: Tensor, name: str, seeds: Sequence[int], noise: Noise = _PLAIN) -
             some = [seeds[index] for index in alive[begin : begin + DRAWN]]
             words = draw(some, *counters, scratch=scratch)
             for span, first in bundle.placed:
-                values, _ = span.open(lambda size: scratch("values", (size,)))
+                values, _ = span.open(scratch)
                 sums[begin : begin + len(some)] += projected(values, words, first, noise, scratch)
         return sums
 

@@ -31,6 +31,7 @@ GROUP = 8  # scalars that are added up before the tensor changes
 DRAWN = 16  # seeds whose words are made in one go
 _BLOCK = 1 << 15  # elements: three arrays of so many fit a core's cache
 _FAR = 1 << 22  # elements of a span, and of a block, on another device: there a call costs more than a cache gives
+_FAR_BATCH = 1 << 19  # Philox blocks that are worked out together there, in 56 bytes each
 _AGAIN = BATCH * PER_BLOCK  # elements of a bundle: the dice fill a batch, and values stay in a cache
 _FEWEST = 1 << 18  # elements of a span, to be worth a thread
 _ROUNDING = 1  # the Philox stream of rounding
@@ -104,11 +105,12 @@ def cut(items: Sequence[tuple[Tensor, Tensor, int]], noise: Noise, seeds: int, *
     items  source, target and id of each tensor; see `bundles`
     once   whether a bundle is gone through once, and not rounded at random; else it is to be of `_AGAIN` elements
     """
+    seeds = max(1, min(seeds, DRAWN))
     if not on_host(items[0][0].device):
-        return bundles(items, _FAR, _FAR)
+        return bundles(items, min(_FAR, _FAR_BATCH * noise.per_block // seeds), _FAR)
     share = sum(source.numel() for source, _, _ in items) // torch.get_num_threads()
     most = min(
-        BATCH * noise.per_block // max(1, min(seeds, DRAWN)),
+        BATCH * noise.per_block // seeds,
         max(share, _FEWEST),
         BATCH * noise.per_block if once else _AGAIN,
     )
@@ -180,7 +182,7 @@ def _replay_alike(jobs: Sequence[Job], steps: Sequence[_Step], noise: Noise, rou
             for index, (span, begin) in enumerate(bundle.placed):
                 if number == 0:
                     name = "values" if len(batches) == 1 else f"values {index}"
-                    opened.append(span.open(lambda size, name=name: scratch(name, (size,))))  # type: ignore[misc]
+                    opened.append(span.open(scratch, name))
                 source, target = opened[index]
                 run(source, target, begin)
                 opened[index] = target, target

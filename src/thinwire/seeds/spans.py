@@ -59,15 +59,15 @@ class Span:
     def padded(self) -> int:
         return sum(part.padded for part in self.parts)
 
-    def open(self, held: Callable[[int], Tensor]) -> tuple[Tensor, Tensor]:
+    def open(self, scratch: Scratch, name: str = "values") -> tuple[Tensor, Tensor]:
         """Where its values are and where they are to be written: float32, the tensor's own memory if it can be.
 
-        held  gives memory for so many values if it cannot
+        name  of the scratch memory if it cannot
         """
         first = self.parts[0]
         if len(self.parts) == 1 and _direct(first.source, first.target):
             return first.source[first.start : first.stop], first.target[first.start : first.stop]
-        values = held(self.padded)
+        values = scratch(name, (self.padded,))
         for part, place, rest in self._places(values):
             place.copy_(part.source[part.start : part.stop])
             rest.zero_()
