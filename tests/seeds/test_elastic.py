@@ -10,7 +10,8 @@ from virtual_store import FACTS, Person, Think, World, codes_of
 
 from thinwire.errors import ConfigError, LinkError, PacketError
 from thinwire.seeds.closed import Closed
-from thinwire.seeds.elastic import PIECE, Member, Pace, Standing
+from thinwire.seeds.elastic import PIECE, Member
+from thinwire.seeds.standing import Pace, Standing
 
 NEVER = float("inf")
 
