@@ -11,7 +11,7 @@ round just adds up. Learning rates that change go into A: a round's g counts by 
 
 Error   the model is not the mean of where the members' own steps led, which rounded in between. Steps stay within the
         span of K directions. A g beyond `clip` counts as `clip`.
-Size    6 tau bytes a member that takes part, and a frame of 124; each member receives and sends each of these once, on
+Size    6 tau bytes a member that takes part, and a frame of 108; each member receives and sends each of these once, on
         their way to all in ceil(log2 N) exchanges. 200 members, 10 at a time, tau=200: 13 kB each way, whatever the
         model and K. A newcomer needs w0 and 24 K bytes.
 State   A, and for scores two more numbers of 8 bytes for each k, alike on all members; w0
