@@ -147,7 +147,8 @@ def report(stages: int, steps: int, limit_mb: int) -> str:
         f"| digest of the weights | {limited['digest']} | the same |",
         f"| log of the run | {limited['log_bytes']} bytes | the same |",
         "",
-        "The file is read and written through the system's page cache, which is not counted and was warm.",
+        "The file is read and written through the system's page cache, which is not counted and was warm. The"
+        " machine had other work to do: times are rough.",
     ]
     return "\n".join(lines) + "\n"
 

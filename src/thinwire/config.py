@@ -66,6 +66,8 @@ class MethodOptions:
 
     def build(self, methods: Methods | None = None) -> Method | Phases | Recipe:
         """Call the method's function."""
+        from thinwire.seeds.recipe import Recipe  # here for the reason given in named_methods
+
         known = _methods(methods)
         options = _method_options(self.name, known)
         for name in self.options:
@@ -75,7 +77,7 @@ class MethodOptions:
         answers = {name: _answer(name, self.options[name]) for name in _ANSWERS if self.options.get(name) is not None}
         own = {name: answers.pop(name) for name in of_function(known[self.name]) if name in answers}
         made: Method | Phases | Recipe = known[self.name](**given, **own)
-        if not isinstance(made, Method | Phases):
+        if isinstance(made, Recipe):
             _refuse_answers(self.name, answers)
             return made
         pacer = answers.pop("pace", None)

@@ -91,7 +91,7 @@ def test_export_of_a_log_and_a_model_that_are_of_two_runs(call, folder, run):
 @pytest.mark.parametrize(
     ("words", "wrong"),
     [
-        ("export --seeds nowhere tuned.log", "nowhere/seeds.log: No such file or directory"),
+        ("export --seeds nowhere tuned.log", "nowhere has no seeds.log"),
         ("export --seeds run base.safetensors/tuned.log", "base.safetensors: File exists"),
         ("export --seeds run tuned.log --key no.key", "no.key: No such file or directory"),
         ("import nothing --base base.safetensors --out new", "nothing: No such file or directory"),

@@ -45,7 +45,7 @@ EXAMPLES: dict[str, list[str]] = {
     "dct": ["dct(1/128)", "dct(0.3, chunk=8)", "dct(1)", "dct(1/16) | int8"],
     "rotation": ["rotation(block=64) | int4(rounding='stochastic')"],
     "hadamard": ["hadamard", "hadamard(bits=3, block=64, rounds=2)", "hadamard(bits=2, scale='least_squares')"],
-    "projection": ["projection(100, per_block=4)", "projection(40, shrink=1)", "projection(50, shrink=3)",
+    "projection": ["projection(100, per_block=4)", "projection(40, shrink=1)",
                    "projection(200, per_block=8, shared=True)", "projection(150, per_block=75) | int8"],
     "sketch": ["sketch(width=64)", "sketch(width=1000, rows=3, keep=20)"],
     "layers": ["layers(topk(1/16))", "layers(topk(1/4) | int4 | zstd)", "layers(int4, small=0)"],

@@ -64,18 +64,3 @@ def lived(rounds: int, every: int = 2) -> tuple[Log, dict[str, Tensor]]:
         if len(log.rounds) % every == 0:
             log = log.checked(digest(model.items()))
     return log.checked(digest(model.items())), model
-
-
-def naive(pairs, made, recipe):
-    from thinwire.randomness import mix
-
-    for name, w in pairs:
-        for u in made:
-            x = w.float() * (u.keep if w.ndim > 1 else 1)
-            for s, c in zip(u.seeds, u.scalars):
-                g = torch.Generator().manual_seed(mix(s, len(name)) >> 2)
-                x = x - c * (torch.randint(0, 2, w.shape, generator=g) * 2 - 1).float()
-            w.copy_(x)
-
-
-rebuild.apply = naive

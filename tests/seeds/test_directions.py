@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from plain_directions import applied, binomial, rademacher
 
 from thinwire.errors import ConfigError
-from thinwire.seeds import philox, replay, rounding, spans
+from thinwire.seeds import philox, replay, rounding
 from thinwire.seeds.directions import apply_, apply_all_, combined, perturbed, perturbed_all, perturbed_rows, project
 from thinwire.seeds.noise import Binomial, Rademacher, Sparse
 from thinwire.seeds.updates import Update
@@ -129,9 +129,7 @@ CHOICES = [
     (replay, "DRAWN", 8),
     (replay, "BATCH", 8),
     (replay, "_FEWEST", 1000),
-    (spans, "_SMALL", 1),
-    (spans, "_SMALL", 1 << 30),
-    (spans, "_COPIED", 512),
+    (replay, "_BLOCK", 1 << 20),
 ]
 
 
@@ -274,7 +272,7 @@ def test_rounding_at_random_is_right_in_the_mean(dtype, low, step):
     for part in (0.0, 2.0**-8, 0.25, 0.8125):
         sign = -1.0 if low < 0 else 1.0
         x = torch.full((n,), low + sign * part * step)
-        rounding.stochastic(x, dtype, philox.words(3, 4, 0, n // 2, stream=1))
+        rounding.stochastic(x, dtype, philox.words(3, 4, 0, n // 2, stream=1), (torch.empty(n), torch.empty(n)))
         assert torch.equal(x.to(dtype).float(), x), "a number of the dtype"
         assert set(x.tolist()) <= {low, low + sign * step}
         up = float((x != low).double().mean())
@@ -285,7 +283,7 @@ def test_rounding_leaves_what_is_no_number():
     wild = torch.tensor([float("inf"), -float("inf"), float("nan"), 0.0, -0.0])
     for dtype in (torch.float16, torch.bfloat16):
         x = wild.clone()
-        rounding.stochastic(x, dtype, torch.full((3,), -1, dtype=torch.int32))
+        rounding.stochastic(x, dtype, torch.full((3,), -1, dtype=torch.int32), (torch.empty(5), torch.empty(5)))
         assert torch.equal(x.nan_to_num(5.0, 6.0, 7.0), wild.nan_to_num(5.0, 6.0, 7.0))
 
 
@@ -332,6 +330,12 @@ def test_projections_are_inner_products():
     assert torch.equal(project(x, "w", seeds[::-1]), along.flip(0))
     torch.testing.assert_close(project(2 * x, "w", seeds), 2 * along, rtol=0, atol=0)
     assert project(x, "w", []).shape == (0,)
+
+
+@pytest.mark.parametrize("n", [1, 5, 129])
+def test_projections_of_half_precision_are_those_of_its_float32(n):
+    x = randn(n).bfloat16()
+    assert torch.equal(project(x, "w", range(20)), project(x.float(), "w", range(20)))
 
 
 def test_projection_and_combination_are_each_others_transpose():

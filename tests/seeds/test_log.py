@@ -177,7 +177,7 @@ def test_golden_bytes():
     assert log.result == "fedcba9876543210fedcba9876543210"
     # Versions of zstd may write other bytes for the same content, and all read each other's.
     assert zstandard.ZstdDecompressor().decompress(data[80:]) == golden.log().content()
-    assert zstandard.get_frame_parameters(data[80:]).has_checksum
+    assert all(zstandard.get_frame_parameters(each[80:]).has_checksum for each in (data, golden.log().to_bytes()))
     assert data[:8].hex() == "5457534c01000100"
 
 
@@ -484,6 +484,18 @@ def test_from_file_to_file(run, base, tmp_path):
     with safe_open(out, "pt") as file:
         assert file.metadata() == {"format": "pt"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base.safetensors", "tuned.safetensors"]
+
+
+def test_tensors_are_held_a_few_at_a_time(run, base, tmp_path, monkeypatch):
+    """With room for nothing they come one by one; the digests, of a rebuild and of an audit, are the same."""
+    together, held = rebuild.apply, []
+    monkeypatch.setattr(rebuild, "apply", lambda pairs, *rest: held.append(len(pairs)) or together(pairs, *rest))
+    for room, due in ((0, [1] * 4), (150, [3, 1]), (1 << 26, [4])):
+        held.clear()
+        monkeypatch.setattr(rebuild, "_TOGETHER", room)
+        rebuild.rebuild_file(run[0], base, tmp_path / "out")
+        assert held == due
+        assert all(check.found == check.noted for check in rebuild.audit(tuned() | frozen(), run[0]))
 
 
 def test_a_base_may_be_a_folder_and_hold_a_tied_tensor_under_its_other_name(run, tmp_path):

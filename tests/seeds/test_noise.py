@@ -82,6 +82,7 @@ def test_layers_are_names_up_to_the_first_number():
     assert layer_of("blocks.3.mlp.0.weight") == "blocks.3"
     assert layer_of("encoder.layer.11.output.dense.bias") == "encoder.layer.11"
     assert layer_of("0.weight") == "0"
+    assert layer_of("conv12.a.3.weight") == "conv12"
     assert layer_of("embed.weight") == "embed.weight"
     assert layer_of("blocks.3") == "blocks.3", "a parameter whose own name is a number is no layer's"
 

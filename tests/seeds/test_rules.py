@@ -352,6 +352,8 @@ def test_a_recipe_as_a_dict_and_back():
     recipe = Recipe(seed=2**64 - 1, samples=4, rule="adam(0.5)", code="half", clip=None, decay=0.1, rounding="nearest")
     assert Recipe.from_dict(recipe.as_dict()) == recipe
     assert Recipe.from_dict({"seed": 5}) == Recipe(seed=5)
+    told = Recipe(rule="momentum(0.5)", noise=" rademacher()").as_dict()
+    assert (told["rule"], told["noise"]) == ("momentum(beta=0.5, window=6)", "rademacher")
 
 
 @pytest.mark.parametrize(
@@ -365,6 +367,7 @@ def test_a_recipe_as_a_dict_and_back():
         ({"samples": 1.5}, "recipe: samples=1.5"),
         ({"eps": 0}, "recipe: eps=0"),
         ({"noise": 3}, "recipe: noise=3"),
+        ({"noise": "white"}, "no kind of noise is called 'white'"),
         ({"rule": "sdg"}, "no rule is called 'sdg'"),
         ({"code": "bite"}, "no code is called 'bite'"),
         ({"clip": math.inf}, "recipe: clip=inf"),

@@ -13,9 +13,8 @@ from rich.console import Console
 
 from thinwire.cli import DONE, INTERRUPTED
 from thinwire.cli.train import FREE_FLAGS
-from thinwire.config import Run, SimulatedLink, load, override
+from thinwire.config import Run, SimulatedLink, load, named_methods, override
 from thinwire.errors import ConfigError
-from thinwire.methods import METHODS
 from thinwire.options import of_function, unknown
 from thinwire.report import comparison_table, write_report
 from thinwire.report.record import RunRecord
@@ -64,17 +63,18 @@ def compare(words: tuple[str, ...], methods: str | None, as_json: bool) -> int:
 
 
 def _names(methods: str) -> list[str | None]:
-    names = [name.strip() for name in methods.split(",")]
+    names, known = [name.strip() for name in methods.split(",")], named_methods()
     for name in names:
-        if name not in METHODS:
-            raise unknown(f"--methods {methods}: there is no method {name!r}", name, METHODS, what="names among")
+        if name not in known:
+            raise unknown(f"--methods {methods}: there is no method {name!r}", name, known, what="names among")
     return [*names]
 
 
 def _flags_for(name: str, names: Sequence[str | None], flags: Sequence[str]) -> list[str]:
     """The flags without those that are for other methods of the comparison only."""
-    others = {option for each in names if each is not None for option in of_function(METHODS[each])}
-    foreign = others - set(of_function(METHODS[name]))
+    known = named_methods()
+    others = {option for each in names if each is not None for option in of_function(known[each])}
+    foreign = others - set(of_function(known[name]))
     kept, left = [], list(flags)
     while left:
         words = [left.pop(0)]

@@ -23,18 +23,19 @@ _PROMISES = {
 def methods(name: str | None) -> None:
     """List the methods, or show one: its rule, options, size and source."""
     from thinwire.codecs.cards import signature
-    from thinwire.methods import METHODS
+    from thinwire.config import named_methods
 
+    known = named_methods()
     console = Console()
     if name is not None:
-        if name not in METHODS:
-            raise unknown(f"there is no method {name!r}", name, METHODS, what="one of")
-        made = METHODS[name]
+        if name not in known:
+            raise unknown(f"there is no method {name!r}", name, known, what="one of")
+        made = known[name]
         module = sys.modules[made.__module__]
         console.print(f"[bold]{escape(signature(name, made))}[/]\n", highlight=False)
         console.print(escape(inspect.getdoc(module) or ""), highlight=False)
         return
-    for each, make in METHODS.items():
+    for each, make in known.items():
         console.print(
             f"[bold]{each}[/]  {escape(_first_sentence(sys.modules[make.__module__].__doc__))}", highlight=False
         )

@@ -44,6 +44,12 @@ def export(run: Path, file: Path, seeds: bool, key: Path | None) -> int:
             expected="--seeds: base digest, seeds and scalars",
             mend=f"add --seeds; the weights themselves are in {run / 'model.safetensors'} already",
         )
+    if not (run / "seeds.log").exists():
+        raise ConfigError(
+            f"{run} has no seeds.log",
+            expected="the folder of a run that was tuned by seeds and scalars",
+            mend="thinwire train --method just_one_byte writes it; other runs are their model.safetensors",
+        )
     log = _read(run / "seeds.log", None)
     with Stored(run / "model.safetensors", log.aliases) as tensors:
         _check_names(log, tensors, run)

@@ -54,7 +54,7 @@ class Scratch:
     """Memory for intermediate results: made with the first piece of a call, written again with every other."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
+        self.device = device
         self._held: dict[str, Tensor] = {}
 
     def __call__(self, name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
@@ -62,5 +62,5 @@ class Scratch:
         count = math.prod(shape)
         held = self._held.get(name)
         if held is None or len(held) < count:
-            held = self._held[name] = torch.empty(count, dtype=dtype, device=self._device)
+            held = self._held[name] = torch.empty(count, dtype=dtype, device=self.device)
         return held[:count].view(shape)

@@ -100,7 +100,8 @@ class Projection(Codec):
     def encode(self, x: Tensor, key: int) -> Fields:
         block, widths = self._blocks(len(x))
         total = self.layout(len(x))["value"][1]
-        counts = apportion(widths if self.shared else _norms(x, block) * np.sqrt(widths), widths, total)
+        even = self.shared or len(widths) < 2
+        counts = apportion(widths if even else _norms(x, block) * np.sqrt(widths), widths, total)
         ends = counts.cumsum()
         place = _places(counts, block, widths, key, x.device)
         factor = torch.from_numpy(self._factor(widths / counts)).float().to(x.device)

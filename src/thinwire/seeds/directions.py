@@ -14,7 +14,7 @@ alone are left out before groups are made. In half precision an update is worked
 Error   replay: none, it is the definition. perturbed: half a step of the dtype. project: that of float32 sums over a
         block, which are added in float64; the same on one machine only
 State   none
-Cost    about 6 MiB of working memory a thread, whatever the tensors' sizes; time: benchmarks/results/seeds_speed.md
+Cost    less than 10 MiB of working memory a thread, whatever the tensors' sizes; time: benchmarks/results/seeds_speed.md
 Source  Malladi et al. 2023, arXiv:2305.17333 (MeZO: a direction is its seed)
 Differs MeZO walks the weights to w + eps z, to w - eps z and back, and rounding leaves them elsewhere. Here only
         updates write to weights. A tensor that is not contiguous is copied once.
@@ -31,9 +31,9 @@ from thinwire.codecs.memory import Scratch, empty
 from thinwire.errors import ConfigError
 from thinwire.seeds.noise import Noise, Rademacher
 from thinwire.seeds.philox import BATCH, draw, on_host, tensor_id
-from thinwire.seeds.replay import DRAWN, Job, exact, most, projected, replay
+from thinwire.seeds.replay import DRAWN, Job, cut, exact, projected, replay
 from thinwire.seeds.rounding import ROUNDINGS, Rounding
-from thinwire.seeds.spans import Span, cut, each
+from thinwire.seeds.spans import Bundle, each
 from thinwire.seeds.updates import Update
 
 #: Tensors by their parameters' qualified names.
@@ -130,18 +130,19 @@ def project(x: Tensor, name: str, seeds: Sequence[int], noise: Noise = _PLAIN) -
     alive = [index for index in range(len(seeds)) if reached is None or reached[index, 0]]
     flat = _flat(x)
 
-    def work(span: Span, scratch: Scratch) -> Tensor:
-        values, _ = span.open(scratch)
-        counters, sums = span.counters(noise.per_block, scratch), torch.zeros(len(alive), dtype=torch.float64)
+    def work(bundle: Bundle, scratch: Scratch) -> Tensor:
+        counters, sums = bundle.counters(noise.per_block, scratch), torch.zeros(len(alive), dtype=torch.float64)
         for begin in range(0, len(alive), DRAWN):
             some = [seeds[index] for index in alive[begin : begin + DRAWN]]
             words = draw(some, *counters, scratch=scratch)
-            sums[begin : begin + len(some)] = projected(values, words, noise, scratch)
+            for span, first in bundle.placed:
+                values, _ = span.open(lambda size: scratch("values", (size,)))
+                sums[begin : begin + len(some)] += projected(values, words, first, noise, scratch)
         return sums
 
     found = torch.zeros(len(seeds), dtype=torch.float64)
-    for sums in each(list(cut([(flat, flat, tensor_id(name))], most(noise, len(alive), [flat]))), work):
-        found[alive] += sums  # span by span, in order
+    for sums in each(cut([(flat, flat, tensor_id(name))], noise, len(alive)), work):
+        found[alive] += sums  # in order
     return found.to(x.device)
 
 

@@ -41,7 +41,7 @@ Times = Callable[[Any, Any], None]
 #: the fourth is spare, of the same length.
 Sum = Callable[[int, int, Any, Any], None]
 
-_LAYER = re.compile(r"^(.*?\.?\d+)\.")  # part of the portable definition: not to follow whatever fragments.py does
+_LAYER = re.compile(r"^(.*?[0-9])\.")  # part of the portable definition: not to follow whatever fragments.py does
 _LAYERS = 2  # the Philox stream that says which layers a seed perturbs
 _SIGNS = 1 - 2 * np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little").astype(np.float32)
 

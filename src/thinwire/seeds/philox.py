@@ -6,7 +6,7 @@ A word depends on these numbers alone: not on how many are drawn at a time, on t
 Only integer arithmetic modulo 2^64 is used, in numpy on a processor (whose vector units it knows better) and in torch
 on every other device.
 
-Cost    some 0.2 ns a bit on one core, in batches of `BATCH` blocks: ten rounds of five passes over each half
+Cost    0.2 to 0.3 ns a bit on one core, in batches of `BATCH` blocks: ten rounds of five passes over each half
 State   none
 Source  Salmon, Moraes, Dror & Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3" (SC11): Philox, and the known
         answers of its authors' Random123 that the tests hold us to. docs/perturbations.md defines what we do with it.

@@ -1,11 +1,11 @@
-"""From base and log to the model: in memory, or from file to file with one tensor at a time."""
+"""From base and log to the model: in memory, or from file to file with a few tensors at a time."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +20,8 @@ from thinwire.seeds.directions import apply_all_
 from thinwire.seeds.log import Log, check_specs, updates
 from thinwire.seeds.recipe import Recipe
 from thinwire.seeds.updates import Update
+
+_TOGETHER = 1 << 26  # bytes of tensors that are held at a time, or the largest one and less than that
 
 
 def rebuild(tensors: Mapping[str, Tensor], log: Log) -> None:
@@ -86,23 +88,26 @@ class Check:
 def audit(tensors: Mapping[str, Tensor], log: Log) -> list[Check]:
     """Replay a log on its base and compare at every digest that it has; `tensors` stay as they are.
 
-    Each tensor is asked for twice, and only one is held at a time.
+    Each tensor is asked for twice; the largest and 64 MiB of others are held at a time.
     """
     check_base(tensors, log)
     made = list(updates(log))
     numbers = sorted(log.checks)
     states = {number: Digest() for number in numbers}
-    for name, tensor in ascending(tensors, log.tensors):
-        work, done = tensor.clone(), 0
+    for pairs in _copies(tensors, log.tensors):
+        done = 0
         for number in numbers:
-            apply([(name, work)], made[done:number], log.recipe)
-            states[number].add(name, work)
+            apply(pairs, made[done:number], log.recipe)
+            for name, work in pairs:
+                states[number].add(name, work)
             done = number
     return [Check(number, log.checks[number], states[number].hex()) for number in numbers]
 
 
 def rebuild_file(log: Log, base: Path, out: Path) -> str:
-    """Write the model beside its base's other tensors, which are copied as they are; memory for one tensor.
+    """Write the model beside its base's other tensors, which are copied as they are.
+
+    Memory for the largest tensor, 64 MiB of others, and the updates.
 
     base     a safetensors file, or a folder with model.safetensors
     out      written whole or not at all
@@ -121,19 +126,31 @@ def rebuild_file(log: Log, base: Path, out: Path) -> str:
             shutil.copyfile(base, partial)
             state = Digest()
             with partial.open("r+b") as file:
-                for name, tensor in ascending(tensors, log.tensors):
-                    work = tensor.clone()
-                    apply([(name, work)], made, log.recipe)
-                    state.add(name, work)
-                    for alias in tensors.names(name):
-                        file.seek(places[alias])
-                        file.write(raw(work))
+                for pairs in _copies(tensors, log.tensors):
+                    apply(pairs, made, log.recipe)
+                    for name, work in pairs:
+                        state.add(name, work)
+                        for alias in tensors.names(name):
+                            file.seek(places[alias])
+                            file.write(raw(work))
                 os.fsync(file.fileno())
             check_result(log, state.hex())
             os.replace(partial, out)
         finally:
             partial.unlink(missing_ok=True)
     return state.hex()
+
+
+def _copies(tensors: Mapping[str, Tensor], names: Iterable[str]) -> Iterator[list[tuple[str, Tensor]]]:
+    """Copies of tensors in the order of digests, small ones together: they are replayed at the price of one."""
+    pairs: list[tuple[str, Tensor]] = []
+    for name, tensor in ascending(tensors, names):
+        pairs.append((name, tensor.clone()))
+        if sum(each.numel() * each.element_size() for _, each in pairs) >= _TOGETHER:
+            yield pairs
+            pairs = []
+    if pairs:
+        yield pairs
 
 
 class Stored(Mapping[str, Tensor]):

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from thinwire.errors import ConfigError
 from thinwire.randomness import mix
-from thinwire.seeds import codes, rules
+from thinwire.seeds import codes, noise, rules
 from thinwire.seeds.closed import Closed
 from thinwire.seeds.codes import HIGHEST, LOWEST, float32
 from thinwire.seeds.rules import Memory, Scalars
@@ -53,7 +53,7 @@ class State:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """See above. Parts are expressions; they come out of `as_dict` as they went in.
+    """See above. Parts are expressions, kept in one spelling: recipes that mean the same are equal.
 
     seed      of all directions, 64 bits
     samples   directions, so scalars, of a member in a round
@@ -90,8 +90,8 @@ class Recipe:
             if not fits(value):
                 default = type(self).__dataclass_fields__[name].default
                 raise ConfigError(f"recipe: {name}={value!r}", expected=expected, mend=f"{name}={default!r}, say")
-        rules.parse(self.rule)
-        codes.parse(self.code)
+        for name, parts in (("noise", noise), ("rule", rules), ("code", codes)):
+            object.__setattr__(self, name, parts.parse(getattr(self, name)).spec)
 
     # --- rounds ------------------------------------------------------------------------------------------------------
 

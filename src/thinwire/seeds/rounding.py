@@ -23,6 +23,7 @@ Rounding = Literal["stochastic", "nearest"]
 ROUNDINGS = ("stochastic", "nearest")
 PER_BLOCK = 8  # elements that a Philox block has bits for
 _SMALLEST = 2.0**-14  # normal float16
+_SIGN = -1 << 31
 
 
 def nearest(x: Tensor, dtype: torch.dtype) -> None:
@@ -30,22 +31,21 @@ def nearest(x: Tensor, dtype: torch.dtype) -> None:
     x.copy_(x.to(dtype))
 
 
-def stochastic(x: Tensor, dtype: torch.dtype, words: Tensor) -> None:
+def stochastic(x: Tensor, dtype: torch.dtype, words: Tensor, spare: tuple[Tensor, Tensor]) -> None:
     """The same, at random.
 
     words  int32 [w], 2 w >= n: element j takes the lower half of word j // 2 if j is even, else the upper half
+    spare  float32 [n] twice, of any content
     """
-    r = words.view(torch.int16)[: len(x)].to(torch.int32).bitwise_and_(0xFFFF)
+    bits, moved, r = x.view(torch.int32), spare[0], spare[1].view(torch.int32)
+    r.copy_(words.view(torch.int16)[: len(x)]).bitwise_and_(0xFFFF)
     if dtype == torch.bfloat16:
-        _cut(x, r, 16)
+        bits.add_(r).bitwise_and_(-1 << 16)  # a carry rounds the magnitude up
         return
-    sign = x.clone()
-    moved = (x.abs_() < _SMALLEST) * _SMALLEST
+    r.bitwise_right_shift_(3)
+    r.bitwise_or_(torch.bitwise_and(bits, _SIGN, out=moved.view(torch.int32)))
+    bits.bitwise_and_(~_SIGN)
+    torch.lt(x, _SMALLEST, out=moved).mul_(_SMALLEST)
     x.add_(moved)
-    _cut(x, r.bitwise_right_shift_(3), 13)
-    x.sub_(moved).copysign_(sign)
-
-
-def _cut(x: Tensor, r: Tensor, bits: int) -> None:
-    """Add r to the lowest bits of float32 numbers, then clear these bits: a carry rounds the magnitude up."""
-    x.view(torch.int32).add_(r).bitwise_and_(-1 << bits)
+    bits.add_(r).bitwise_and_(-1 << 13)  # and with r the sign comes back
+    x.sub_(moved.copysign_(x))

@@ -80,7 +80,7 @@ class Momentum:
     """See above.
 
     beta    in (0, 1)
-    window  rounds; None for 3 / (1 - beta)
+    window  rounds, this one included; None becomes 3 / (1 - beta)
     """
 
     beta: float = 0.9
@@ -88,7 +88,7 @@ class Momentum:
 
     def __post_init__(self) -> None:
         _check_number("momentum: beta", self.beta, 0, 1)
-        _check_window("momentum", self.window)
+        object.__setattr__(self, "window", _window("momentum", self.window, self.beta))
 
     @property
     def spec(self) -> str:
@@ -105,7 +105,7 @@ class Adam:
     """See above.
 
     beta1, beta2  b1, b2, in [0, 1)
-    window        rounds; None for 3 / (1 - beta1)
+    window        rounds, this one included; None becomes 3 / (1 - beta1)
     epsilon       e, above 0
     """
 
@@ -119,7 +119,7 @@ class Adam:
             if getattr(self, name) != 0:
                 _check_number(f"adam: {name}", getattr(self, name), 0, 1)
         _check_number("adam: epsilon", self.epsilon, 0, math.inf)
-        _check_window("adam", self.window)
+        object.__setattr__(self, "window", _window("adam", self.window, self.beta1))
 
     @property
     def spec(self) -> str:
@@ -131,7 +131,7 @@ class Adam:
             squares += g * g
         second = self.beta2 * memory.second + (1 - self.beta2) * (squares / len(scalars))
         fades = (memory.fades[0] * self.beta1, memory.fades[1] * self.beta2)
-        past = _faded(memory.past, self.beta1, self.window) if self.beta1 else ()
+        past = _faded(memory.past, self.beta1, self.window)
         past = (*past, tuple((seed, (1 - self.beta1) * (g / divisor)) for seed, g in scalars))
         size = (1 - fades[0]) * (math.sqrt(second / (1 - fades[1])) + self.epsilon)
         return Memory(past, second, fades), tuple((seed, c / size) for round_ in past for seed, c in round_)
@@ -139,7 +139,8 @@ class Adam:
 
 def _faded(past: tuple[Scalars, ...], beta: float, window: int | None) -> tuple[Scalars, ...]:
     """What is left of past rounds when one more comes."""
-    kept = (window or round(3 / (1 - beta))) - 1
+    assert window is not None
+    kept = window - 1
     return tuple(tuple((seed, beta * c) for seed, c in round_) for round_ in past[max(0, len(past) - kept) :])
 
 
@@ -158,13 +159,9 @@ def parse(expression: str) -> Rule:
 
 
 def _spelled(rule: Rule) -> str:
-    """The shortest expression: options that have their defaults are left out."""
+    """With all options: logs are read when defaults may be others."""
     name = next(name for name, made in RULES.items() if made is type(rule))
-    told = [
-        f"{option}={getattr(rule, option)!r}"
-        for option, default in options(type(rule)).items()
-        if getattr(rule, option) != default
-    ]
+    told = [f"{option}={getattr(rule, option)!r}" for option in options(type(rule))]
     return f"{name}({', '.join(told)})" if told else name
 
 
@@ -177,10 +174,14 @@ def _check_number(what: str, value: object, above: float, below: float) -> None:
         )
 
 
-def _check_window(what: str, window: object) -> None:
-    if window is not None and (isinstance(window, bool) or not isinstance(window, int) or window < 1):
+def _window(what: str, window: object, beta: float) -> int:
+    """Rounds that are remembered, this one included."""
+    if window is None:
+        return round(3 / (1 - beta)) if beta else 1
+    if isinstance(window, bool) or not isinstance(window, int) or window < 1:
         raise ConfigError(
             f"{what}: window = {window!r}",
             expected="a whole number of rounds, at least one",
             mend="leave it out for 3 / (1 - beta) rounds",
         )
+    return window

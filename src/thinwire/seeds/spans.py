@@ -1,7 +1,11 @@
-"""Tensors cut into spans: as much as is worked on at a time, whether it is a part of one tensor or many small ones.
+"""Tensors cut into spans, and spans put together: how much is worked on at a time.
 
-A part begins at a multiple of `ALIGN` elements of its tensor, so at the beginning of a Philox block, and in a span it
-takes a multiple of `ALIGN` elements. A hundred biases then cost one call of each operation, not a hundred.
+    part    elements of a tensor, from a multiple of `ALIGN` on
+    span    float32 values in one piece of memory: of one part, or of many small tensors one after the other
+    bundle  spans whose random words are drawn in one go
+
+In a span a part is filled up to a multiple of `ALIGN` elements, so it begins with a Philox block. A hundred biases then
+cost one call of each operation, not a hundred.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
@@ -19,10 +24,9 @@ from torch import Tensor
 from thinwire.codecs.memory import Scratch
 
 ALIGN = 128  # elements: whole blocks of every kind of noise, and of rounding
-_SMALL = 1 << 16  # elements: what has fewer shares a span with others
-_COPIED = 1 << 19  # elements at most of a span that is worked on in a copy
 
 _Result = TypeVar("_Result")
+_Sized = TypeVar("_Sized", "Part", "Span")
 
 
 @dataclass(frozen=True)
@@ -51,28 +55,19 @@ class Span:
 
     parts: tuple[Part, ...]
 
-    @property
+    @cached_property
     def padded(self) -> int:
         return sum(part.padded for part in self.parts)
 
-    def counters(self, per_block: int, scratch: Scratch) -> tuple[int | Tensor, Tensor]:
-        """Tensor ids and block indices of its Philox blocks.  int (or int64 [n]) and int64 [n]"""
-        device = self.parts[0].source.device
-        sizes = [part.padded // per_block for part in self.parts]
-        begins = [part.start // per_block for part in self.parts]
-        if len(self.parts) == 1:
-            block = scratch(f"block of {per_block}", (sizes[0],), torch.int64)
-            return self.parts[0].tensor, torch.arange(begins[0], begins[0] + sizes[0], out=block)
-        ids = torch.tensor([part.tensor for part in self.parts]).repeat_interleave(torch.tensor(sizes))
-        blocks = torch.cat([torch.arange(begin, begin + size) for begin, size in zip(begins, sizes, strict=True)])
-        return ids.to(device), blocks.to(device)
+    def open(self, held: Callable[[int], Tensor]) -> tuple[Tensor, Tensor]:
+        """Where its values are and where they are to be written: float32, the tensor's own memory if it can be.
 
-    def open(self, scratch: Scratch) -> tuple[Tensor, Tensor]:
-        """Where its values are and where they are to be written: float32, the tensor's own memory if it can be."""
+        held  gives memory for so many values if it cannot
+        """
         first = self.parts[0]
-        if len(self.parts) == 1 and first.source.dtype == first.target.dtype == torch.float32:
+        if len(self.parts) == 1 and _direct(first.source, first.target):
             return first.source[first.start : first.stop], first.target[first.start : first.stop]
-        values = scratch("values", (self.padded,))
+        values = held(self.padded)
         for part, place, rest in self._places(values):
             place.copy_(part.source[part.start : part.stop])
             rest.zero_()
@@ -80,10 +75,10 @@ class Span:
 
     def close(self, values: Tensor) -> None:
         """Write values that are not in the tensors' own memory."""
+        if len(self.parts) == 1 and _direct(self.parts[0].source, self.parts[0].target):
+            return
         for part, place, _ in self._places(values):
-            target = part.target[part.start : part.stop]
-            if target.data_ptr() != place.data_ptr():
-                target.copy_(place)
+            part.target[part.start : part.stop].copy_(place)
 
     def _places(self, values: Tensor) -> Iterator[tuple[Part, Tensor, Tensor]]:
         """Parts, where their values are, and what fills the last block."""
@@ -94,52 +89,99 @@ class Span:
             begin += part.padded
 
 
-def cut(items: Sequence[tuple[Tensor, Tensor, int]], most: int) -> Iterator[Span]:
-    """Spans of tensors of one device.
+@dataclass(frozen=True)
+class Bundle:
+    """Spans of one device."""
 
-    items  source, target (flat, contiguous) and id of each
-    most   elements of a span; rounded up to a multiple of `ALIGN`
+    spans: tuple[Span, ...]
+
+    @property
+    def device(self) -> torch.device:
+        return self.spans[0].parts[0].source.device
+
+    @property
+    def placed(self) -> Iterator[tuple[Span, int]]:
+        """Spans, and how many elements are before them."""
+        begin = 0
+        for span in self.spans:
+            yield span, begin
+            begin += span.padded
+
+    def counters(self, per_block: int, scratch: Scratch) -> tuple[int | Tensor, Tensor]:
+        """Tensor ids and block indices of its Philox blocks.  int (or int64 [n]) and int64 [n]"""
+        parts = [part for span in self.spans for part in span.parts]
+        sizes = [part.padded // per_block for part in parts]
+        block = scratch(f"block of {per_block}", (sum(sizes),), torch.int64)
+        for part, place in zip(parts, block.split_with_sizes(sizes), strict=True):
+            first = part.start // per_block
+            torch.arange(first, first + place.numel(), out=place)
+        if len({part.tensor for part in parts}) == 1:
+            return parts[0].tensor, block
+        ids = scratch(f"ids of {per_block}", (sum(sizes),), torch.int64)
+        for part, place in zip(parts, ids.split_with_sizes(sizes), strict=True):
+            place.fill_(part.tensor)
+        return ids, block
+
+
+def bundles(items: Sequence[tuple[Tensor, Tensor, int]], most: int, copied: int) -> list[Bundle]:
+    """Tensors of one device, all of them, once.
+
+    items   source, target (flat, contiguous) and id of each
+    most    elements of a bundle, rounded up to a multiple of `ALIGN`
+    copied  elements of a span that is not in a tensor's own memory, a multiple of `ALIGN`
     """
     most = -(-most // ALIGN) * ALIGN
-    together: list[Part] = []
+    alone: list[Part] = []
+    small: list[Part] = []
     for source, target, tensor in items:
-        direct = source.dtype == target.dtype == torch.float32
-        size = most if direct else min(most, _COPIED)
-        for start in range(0, len(source), size):
-            part = Part(source, target, tensor, start, min(start + size, len(source)))
-            if len(source) >= _SMALL:
-                yield Span((part,))
-                continue
-            if together and sum(other.padded for other in together) + part.padded > min(most, _COPIED):
-                yield Span(tuple(together))
-                together = []
-            together.append(part)
-    if together:
-        yield Span(tuple(together))
+        n, size = source.numel(), most if _direct(source, target) else min(copied, most)
+        for start in range(0, n, size):
+            part = Part(source, target, tensor, start, min(start + size, n))
+            (small if n <= copied else alone).append(part)
+    spans = [Span((part,)) for part in alone] + [Span(parts) for parts in _together(small, min(copied, most))]
+    return [Bundle(some) for some in _together(spans, most)]
+
+
+def _together(things: Sequence[_Sized], most: int) -> Iterator[tuple[_Sized, ...]]:
+    """Things in order, as many at a time as have `most` elements."""
+    held: list[_Sized] = []
+    size = 0
+    for thing in things:
+        if held and size + thing.padded > most:
+            yield tuple(held)
+            held, size = [], 0
+        held.append(thing)
+        size += thing.padded
+    if held:
+        yield tuple(held)
+
+
+def _direct(source: Tensor, target: Tensor) -> bool:
+    """Whether values are worked on where they are."""
+    return source.dtype == target.dtype == torch.float32
 
 
 _SPARE: list[Scratch] = []  # of the processor: fresh memory costs more than what is computed in it
 
 
-def each(spans: Sequence[Span], work: Callable[[Span, Scratch], _Result]) -> list[_Result]:
+def each(bundles: Sequence[Bundle], work: Callable[[Bundle, Scratch], _Result]) -> list[_Result]:
     """The results of `work`, in order; on a processor with as many threads as torch uses."""
 
-    def job(span: Span) -> _Result:
-        device = span.parts[0].source.device
-        if device.type != "cpu":
-            return work(span, Scratch(device))
+    def job(bundle: Bundle) -> _Result:
+        if bundle.device.type != "cpu":
+            return work(bundle, Scratch(bundle.device))
         try:
             scratch = _SPARE.pop()
         except IndexError:
-            scratch = Scratch(device)
+            scratch = Scratch(bundle.device)
         try:
             with torch.no_grad(), np.errstate(all="ignore"):  # of each thread its own; infinities are not our matter
-                return work(span, scratch)
+                return work(bundle, scratch)
         finally:
             _SPARE.append(scratch)
 
-    threads = min(torch.get_num_threads(), len(spans), os.cpu_count() or 1)
+    threads = min(torch.get_num_threads(), len(bundles), os.cpu_count() or 1)
     if threads < 2:
-        return [job(span) for span in spans]
+        return [job(bundle) for bundle in bundles]
     with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(job, spans))
+        return list(pool.map(job, bundles))

@@ -1,9 +1,9 @@
 """K directions for good, and how far the model has gone along each: a fine-tune that does not grow with rounds.
 
-    w = w_0 - sum_k (S_k / 2^bits) z(mix(seed, "pool", k))      S_k whole numbers of 64 bits, k ascending, zeros skipped
+    w = w_0 - sum_k (S_k / 2^bits) z(mix(seed, "pool", k))      S_k whole, of 64 bits; zeros skipped
 
-Learning rates are in S already, so they may change from round to round; weight decay has no place here. Whole numbers add
-up to the same in any order.
+Learning rates are in S already, so they may change from round to round; weight decay has no place here. Whole numbers
+add up to the same in any order.
 
 Size    4096 directions: 14 kB for sums of the size of 1e-6, whatever the number of rounds.
 Source  Qin et al. 2024, arXiv:2312.06353 (FedKSeed).

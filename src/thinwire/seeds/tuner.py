@@ -220,14 +220,14 @@ class Tuner:
 
     def state_dict(self) -> dict[str, Any]:
         """The log; save it beside the model's state."""
-        return {"log": self.log.to_bytes()}
+        return {"log": torch.frombuffer(bytearray(self.log.to_bytes()), dtype=torch.uint8)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict()`, before the block; the model holds the weights of that moment.
 
         raises  ConfigError if the log is of another recipe or model
         """
-        log = Log.from_bytes(state["log"])
+        log = Log.from_bytes(bytes(state["log"].numpy()))
         log.check(self._tunable.pairs, self.recipe)
         self.log, self._state = log, log.state
 

@@ -44,7 +44,8 @@ def execute(run: Run, *, display: Display, resume: bool = False, machine_readabl
     returns           the record; None if the members agreed to stop early
     """
     _claim(Path(run.out), resume)
-    device_of(run)  # refuses a GPU that is not there, before anybody waits for anybody
+    device_of(run)  # refuses a GPU that is not there, and answers that do not fit, before anybody waits for anybody
+    run.method.build()
     if isinstance(run.link, SimulatedLink):
         record = _simulated(run, run.link, display, resume)
     elif _is_member(run):

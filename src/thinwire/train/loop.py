@@ -266,10 +266,7 @@ class _Session:
 
     def _tell_unused(self) -> None:
         """Scalars need no optimizer; of its section only the learning rate's part is read."""
-        text = (
-            f"the method has no optimizer: of [optimizer], lr, warmup_steps, schedule and accumulate count, "
-            f"and {self.run.optimizer.name} does not"
-        )
+        text = f"of [optimizer] lr, warmup_steps, schedule and accumulate count, {self.run.optimizer.name} does not"
         if all(event.text != text for event in self.before.events):
             self._note("no optimizer", text)
 
