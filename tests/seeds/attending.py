@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from thinwire.randomness import mix, random_bytes
-from thinwire.seeds.elastic import Pace
+from thinwire.seeds.standing import Pace
 from thinwire.seeds.store import attend
 
 FACTS = {"recipe": "tiny", "base": "zeros"}

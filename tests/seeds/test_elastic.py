@@ -10,7 +10,8 @@ from virtual_store import FACTS, Person, Think, World, codes_of
 
 from thinwire.errors import ConfigError, LinkError, PacketError
 from thinwire.seeds.closed import Closed
-from thinwire.seeds.elastic import PIECE, Member, Pace, Standing
+from thinwire.seeds.elastic import PIECE, Member
+from thinwire.seeds.standing import Pace, Standing
 
 NEVER = float("inf")
 
@@ -157,6 +158,57 @@ def test_a_record_whose_proposer_died_before_publishing_it_counts(monkeypatch):
     check_all_arrived(world, people)
     assert set(log[5].codes) == {0, 1, 2}, "what it proposed"
     assert log[6].left == (0,)
+
+
+def test_who_takes_over_publishes_what_it_found_first(monkeypatch):
+    """One that waits to join knows round 5 from head alone and closes round 6; one of the roster still asks for 5."""
+    world = World(4)
+    people = [Person(world, 12, lambda number: 0.3, at_least=2) for _ in range(2)]
+    people[1].step_s = lambda number: 300.0 if number == 5 else 0.3
+    late = Person(world, 12, lambda number: 0.3)
+    for index, person in enumerate(people):
+        world.start(person.life(founds=index == 0))
+    arrive = world._arrive
+
+    def dies_with_the_fifth_proposal(actor, op):
+        if actor is world.actors[0] and getattr(op, "key", "") == "head" and Closed.from_bytes(op.desired).number == 5:
+            actor.dead = True
+            world.start(late.life(), at=world.now + 1.0)
+        arrive(actor, op)
+
+    monkeypatch.setattr(world, "_arrive", dies_with_the_fifth_proposal)
+    world.run(900)
+    people.append(late)
+    log = check_one_log(people)
+    check_all_arrived(world, people)
+    assert log[6].joined
+    assert not log[6].codes
+    assert people[1].log[:7] == log[:7]
+
+
+def test_a_hello_that_comes_after_that_of_a_later_one_is_said_again(monkeypatch):
+    """The record admits an id beyond this member's own: it was passed over, and asks with another."""
+    world = World(12)
+    people = three(world, rounds=30)
+    for person in people:
+        person.at_least = 1
+    world.start(people[0].life(founds=True))
+    world.start(people[1].life(), at=1.0)
+    world.start(people[2].life(), at=1.5)
+    arrive = world._arrive
+
+    def slow_hello(actor, op):
+        if getattr(op, "key", "") == "h/1" and type(op).__name__ == "Put":
+            world._at(world.now + 3.0, lambda: arrive(actor, op))
+        else:
+            arrive(actor, op)
+
+    monkeypatch.setattr(world, "_arrive", slow_hello)
+    world.run(100)
+    log = check_one_log(people)
+    check_all_arrived(world, people)
+    assert people[1].ids == [3]
+    assert not any(1 in closed.codes or 1 in closed.joined for closed in log)
 
 
 def test_several_who_close_at_once_take_one_record():

@@ -12,11 +12,13 @@ from torch import nn
 import thinwire
 from small import batch, loss_of, make_model
 from thinwire.errors import ConfigError, DivergedError, PacketError
-from thinwire.randomness import mix
+from thinwire.seeds.codes import float32
 from thinwire.seeds.directions import apply_all_, perturbed
+from thinwire.seeds.log import Log
 from thinwire.seeds.noise import Rademacher
-from thinwire.seeds.pool import CHOICES, GRID, FedKSeed, Pool, units
+from thinwire.seeds.pool import CHOICES, UNIT, FedKSeed, Pool, units
 from thinwire.seeds.pool_tuner import PoolTuner
+from thinwire.seeds.rebuild import rebuild
 from thinwire.seeds.tensors import Tunable
 from thinwire.seeds.updates import Update
 
@@ -24,16 +26,20 @@ QUICK = FedKSeed(seeds=64, steps=3, share=0.5, eps=1e-3, lr=0.02, seed=5)
 
 
 def told_steps(count, seeds=64, seed=0):
-    """k [count] and g [count] on the grid."""
+    """k [count] and g [count]."""
     generator = torch.Generator().manual_seed(seed)
     k = torch.randint(seeds, (count,), generator=generator)
-    g = [QUICK.on_grid(float(each)) for each in torch.randn(count, generator=generator) * 10]
+    g = [QUICK.told(float(each)) for each in torch.randn(count, generator=generator) * 10]
     return k, torch.tensor(g)
+
+
+def direction(k):
+    return QUICK.sums(Pool.empty(64)).direction(k)
 
 
 def rebuilt(options, pool, base):
     w = base.clone()
-    apply_all_([("w", w)], [options.update(pool)], Rademacher(), rounding="nearest")
+    apply_all_([("w", w)], [options.sums(pool).update()], Rademacher(), rounding="nearest")
     return w
 
 
@@ -58,8 +64,8 @@ def tuned(link, options, rounds, factor=1.0, loss=None):
 def test_the_order_of_steps_does_not_matter_to_the_bit():
     k, g = told_steps(500)
     base, order = torch.randn(1000), torch.randperm(500)
-    one, other = Pool.empty(64).add(k, g, 1 / 3), Pool.empty(64).add(k[order], g[order], 1 / 3)
-    in_two = Pool.empty(64).add(k[:123], g[:123], 1 / 3).add(k[123:], g[123:], 1 / 3)
+    one, other = Pool.empty(64).add(k, g, QUICK.lr / 3), Pool.empty(64).add(k[order], g[order], QUICK.lr / 3)
+    in_two = Pool.empty(64).add(k[:123], g[:123], QUICK.lr / 3).add(k[123:], g[123:], QUICK.lr / 3)
     for each in (other, in_two):
         assert torch.equal(one.sums, each.sums)
         assert torch.equal(rebuilt(QUICK, one, base), rebuilt(QUICK, each, base))
@@ -73,11 +79,11 @@ def test_sums_are_those_of_the_steps_one_by_one():
     """
     k, g = told_steps(300)
     base = torch.randn(2000)
-    pool = Pool.empty(64).add(k, g, 1.0)
+    pool = Pool.empty(64).add(k, g, QUICK.lr)
     stepwise, largest = base.clone(), 0.0
     for index, each in zip(k.tolist(), g.tolist(), strict=True):
-        c = float(torch.tensor(QUICK.lr * each))
-        apply_all_([("w", stepwise)], [Update((QUICK.direction(index),), (c,))], Rademacher(), rounding="nearest")
+        c = float32(int(units(torch.tensor(each), QUICK.lr)) * UNIT)
+        apply_all_([("w", stepwise)], [Update((direction(index),), (c,))], Rademacher(), rounding="nearest")
         largest = max(largest, float(stepwise.abs().max()))
     moved = QUICK.lr * float(g.abs().sum())
     assert (rebuilt(QUICK, pool, base) - stepwise).abs().max() <= 2.0**-24 * (
@@ -90,9 +96,9 @@ def test_a_step_at_a_time_rebuilt_every_time_is_the_sums_exactly():
     k, g = told_steps(40)
     base, pool = torch.randn(100), Pool.empty(64)
     for index in range(40):
-        pool = pool.add(k[index : index + 1], g[index : index + 1], 1.0)
+        pool = pool.add(k[index : index + 1], g[index : index + 1], QUICK.lr)
         last = rebuilt(QUICK, pool, base)
-    assert torch.equal(last, rebuilt(QUICK, Pool.empty(64).add(k, g, 1.0), base))
+    assert torch.equal(last, rebuilt(QUICK, Pool.empty(64).add(k, g, QUICK.lr), base))
 
 
 def test_one_step_of_one_member_is_a_step_of_mezo():
@@ -100,44 +106,42 @@ def test_one_step_of_one_member_is_a_step_of_mezo():
     pool, weights, (turn,) = thinwire.run(1, lambda link: tuned(link, options, 1))[0]
     model, mezo = make_model(), make_model()
     (k,) = pool.picks.nonzero().flatten().tolist()
-    seed, losses = options.direction(k), []
+    seed, losses = options.sums(pool).direction(k), []
     for eps in (options.eps, -options.eps):
         for (name, w), p in zip(Tunable(mezo).pairs, model.parameters(), strict=True):
             p.data = perturbed(w, seed, name, eps)
         losses.append(loss_of(model, *batch(0, 0)).item())
-    g = options.on_grid((losses[0] - losses[1]) / (2 * options.eps))
-    apply_all_(Tunable(mezo).pairs, [Update((seed,), (float(torch.tensor(options.lr * g)),))], Rademacher())
+    g = options.told((losses[0] - losses[1]) / (2 * options.eps))
+    c = float32(round(options.lr * g / UNIT) * UNIT)
+    apply_all_(Tunable(mezo).pairs, [Update((seed,), (c,))], Rademacher())
     assert turn.scalars == (g,) != (0.0,)
     assert torch.equal(weights, weights_of(mezo))
 
 
-def test_what_is_told_is_on_the_grid_and_within_clip():
-    for g in (0.3, -1e-7, 2.0**-25, 123.456789, -999.99999, 7e-45):
-        found = QUICK.on_grid(g)
-        assert found / GRID == round(found / GRID), "a whole number of the grid"
-        assert float(torch.tensor(found, dtype=torch.float32)) == found, "exact in float32"
-        assert abs(found - g) <= max(GRID / 2 + abs(g) * 2.0**-24, 0)
-    assert QUICK.on_grid(1e9) == 1000.0
-    assert QUICK.on_grid(-1e9) == -1000.0
-    assert math.isnan(QUICK.on_grid(math.inf))
+def test_what_is_told_is_a_float32_within_clip():
+    for g in (0.3, -1e-7, 123.456789, -999.99999):
+        assert QUICK.told(g) == float(torch.tensor(g))
+    assert QUICK.told(1e9) == 1000.0
+    assert QUICK.told(-1e9) == -1000.0
+    assert math.isnan(QUICK.told(math.inf))
 
 
 def test_steps_that_are_not_finite_do_not_count():
     k, g = torch.tensor([1, 2, 2]), torch.tensor([1.0, math.nan, 3.0])
     pool = Pool.empty(4).add(k, g, 0.5)
-    assert pool.sums.tolist() == [0, 1 << 23, 3 << 23, 0]
+    assert pool.sums.tolist() == [0, 1 << 39, 3 << 39, 0]
     assert pool.sizes.tolist() == [0, 1 << 24, 3 << 24, 0]
     assert pool.picks.tolist() == [0, 1, 1, 0]
 
 
 def test_sums_beyond_what_is_exact_are_refused():
     full = replace(Pool.empty(2), sums=torch.tensor([0, (1 << 62) - 5]))
-    with pytest.raises(DivergedError, match=r"the sum of a seed's scalars is beyond 2.75e\+11"):
+    with pytest.raises(DivergedError, match=r"the sum of a seed's scalars is beyond 2\^62"):
         full.add(torch.tensor([1]), torch.tensor([1.0]), 1.0)
 
 
-def test_a_round_s_factor_counts_in_the_sums():
-    assert units(torch.tensor([2.0, -3.0]), 0.25).tolist() == [1 << 23, -3 << 22]
+def test_sums_are_whole_numbers_the_nearest():
+    assert units(torch.tensor([2.0, -3.0, 1e-12]), 0.25).tolist() == [1 << 39, -3 << 38, 0]
 
 
 # --- who, and which -------------------------------------------------------------------------------------------------
@@ -199,7 +203,7 @@ def test_what_members_told_is_what_is_added():
     results = thinwire.run(4, lambda link: tuned(link, QUICK, 1))
     told = [turn.scalars for _, _, (turn,) in results if turn.scalars]
     assert len(told) == 2
-    due = sum(int(units(torch.tensor(g), 0.5)) for scalars in told for g in scalars)
+    due = sum(int(units(torch.tensor(g), QUICK.lr / 2)) for scalars in told for g in scalars)
     assert int(results[0][0].sums.sum()) == due != 0
 
 
@@ -274,7 +278,7 @@ def test_weights_in_half_precision_are_rounded_once_when_rebuilt():
     (pool, weights), (_, other) = thinwire.run(2, member)
     assert torch.equal(weights, other)
     full = make_model().bfloat16().float()
-    apply_all_(Tunable(full).pairs, [replace(QUICK, lr=1e-3).update(pool)], Rademacher())
+    apply_all_(Tunable(full).pairs, [replace(QUICK, lr=1e-3).sums(pool).update()], Rademacher())
     assert torch.equal(weights, weights_of(full).bfloat16())
 
 
@@ -323,7 +327,8 @@ def test_dropout_is_the_same_on_both_sides_of_a_step():
         ({"share": 0.0}, "share=0.0"),
         ({"eps": -1.0}, "eps=-1.0\n  expected  a number above 0"),
         ({"lr": math.nan}, "lr=nan"),
-        ({"clip": 1e9}, "clip=1000000000.0\n  expected  steps . clip below"),
+        ({"clip": 1e9, "lr": 1.0}, "clip=1000000000.0\n  expected  steps that add up to less than 2.52"),
+        ({"seed": -1}, "seed=-1\n  expected  64 bits"),
         ({"choice": "best"}, "choice='best'\n  expected  uniform or by_score"),
         ({"noise": "loud"}, "loud"),
     ],
@@ -383,5 +388,16 @@ def test_a_member_that_tells_of_seeds_there_are_not_is_refused(monkeypatch):
         thinwire.run(2, member)
 
 
-def test_directions_do_not_depend_on_what_else_a_seed_is_for():
-    assert len({QUICK.direction(k) for k in range(64)} | {mix(QUICK.seed, k) for k in range(64)}) == 128
+def test_the_log_is_the_model():
+    def member(link):
+        model = make_model()
+        with PoolTuner(model, QUICK, link) as tuner:
+            for _ in range(3):
+                tuner.round(lambda step: loss_of(model, *batch(step, link.rank)))
+            log = Log.from_bytes(tuner.log().to_bytes())
+        base = dict(Tunable(make_model()).pairs)
+        rebuild(base, log)
+        for name, w in Tunable(model).pairs:
+            assert torch.equal(base[name], w)
+
+    thinwire.run(2, member)

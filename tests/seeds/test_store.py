@@ -18,10 +18,16 @@ import torch
 from attending import FACTS, PACE, Tiny, take_part
 from torch.distributed import HashStore
 
+import thinwire
+from small import batch, loss_of, make_model
 from thinwire.errors import ConfigError, LinkError, PeerLost, StateMismatch
 from thinwire.seeds.closed import Closed
-from thinwire.seeds.elastic import Pace
+from thinwire.seeds.digests import digest as digest_of
+from thinwire.seeds.rebuild import rebuild
+from thinwire.seeds.standing import Pace
 from thinwire.seeds.store import AtStore, attend, host
+from thinwire.seeds.tensors import Tunable
+from thinwire.seeds.tuner import Tuner
 
 ROOT = Path(__file__).parents[2]
 
@@ -298,3 +304,26 @@ def test_a_member_whose_log_is_ahead_is_refused():
     ahead = (*PAST, Closed(70, 0.1, {4: b"\x82" * 4}, joined=(5,)), Closed(71, 0.1, {4: b"abcd"}))
     with pytest.raises(ConfigError, match="this member's log has 72 rounds, and the run 71"):
         two(past=PAST, theirs=ahead)
+
+
+@pytest.mark.parametrize("rule", ["sgd", "momentum(0.9)"])
+def test_tuners_at_a_store_hold_the_same_bits(rule):
+    """The second one takes in the founder's first round, tunes along and leaves; the log rebuilds what each has."""
+    store, recipe = HashStore(), thinwire.just_one_byte(samples=2, rule=rule)
+
+    def member(index):
+        model = make_model()
+        meeting = AtStore(store, founds=index == 0, at_least=2, pace=PACE)
+        with meeting, Tuner(model, recipe, meeting) as tuner:
+            while tuner.rounds < (24, 15)[index]:
+                tuner.step(lambda: loss_of(model, *batch(tuner.rounds, index)), lr=0.01)
+            return tuner.log, tuner._tunable.digest()
+
+    with ThreadPoolExecutor(2) as pool:
+        (log, mine), (shorter, theirs) = pool.map(member, range(2))
+    assert log.rounds[:15] == shorter.rounds
+    assert [len(closed.codes) for closed in log.rounds] == [1] + [2] * 14 + [1] * 9
+    for each, digest in ((log, mine), (shorter, theirs)):
+        base = dict(Tunable(make_model()).pairs)
+        rebuild(base, each)
+        assert digest_of(base.items()) == digest

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from thinwire.seeds.closed import Closed
-from thinwire.seeds.elastic import Add, Clock, Delete, Gather, Member, Pace, Put, Swap
+from thinwire.seeds.elastic import Member
+from thinwire.seeds.programs import Add, Clock, Delete, Gather, Put, Swap
+from thinwire.seeds.standing import Pace
 
 QUICK = Pace(factor=4.0, least_s=1.0, most_s=20.0)
 FACTS = {"recipe": "r", "base": "b", "version": "v"}

@@ -25,129 +25,26 @@ finds it in head and publishes it). And head never comes back to an older value,
 An id is drawn for a membership, not for a machine: one that was dropped comes back with another id. Ids that were
 drawn before the newest on the roster and are not on it will not be; their owners see so in the record and draw again.
 
-Source  the scheme of rounds is that of Just One Byte, github.com/ezelikman/justonebyte (Zelikman et al. 2023).
-Differs there, members tell a server and each other by time stamps; here a round is what its record says.
+Source  that members of a run by seeds may come and go: Zelikman et al. 2023, arXiv:2306.10015 (Just One Byte).
+Differs its code has scalars in the order of their senders' clocks; here a round is what its record says.
 """
 
 from __future__ import annotations
 
 import json
-import statistics
 from collections import deque
-from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from thinwire.errors import ConfigError, LinkError, PacketError, StateMismatch
 from thinwire.seeds.closed import Closed
+from thinwire.seeds.programs import Add, Clock, Delete, Gather, Program, Put, Swap
 from thinwire.seeds.reading import Reader, varint
+from thinwire.seeds.standing import USUAL, Pace, Standing
 
 PIECE = 64  # rounds whose records are kept together once they are all there
 _KEPT = 2 * PIECE  # rounds whose records are also there one by one
 _AT_ONCE = 8  # pieces that a joiner asks for in one go
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Put:
-    """Set a key; no answer."""
-
-    key: str
-    value: bytes
-
-
-@dataclass(frozen=True)
-class Gather:
-    """Wait until all keys are there, `limit_s` at most (0: do not wait). Answer: key -> value of those that are."""
-
-    keys: tuple[str, ...]
-    limit_s: float
-    what: str = ""
-
-
-@dataclass(frozen=True)
-class Swap:
-    """Set a key if it holds `expected` (empty: if it is not there). Answer: what it holds then."""
-
-    key: str
-    expected: bytes
-    desired: bytes
-
-
-@dataclass(frozen=True)
-class Add:
-    """Add to a counter that begins at 0. Answer: its new value."""
-
-    key: str
-    amount: int
-
-
-@dataclass(frozen=True)
-class Delete:
-    """Delete a key if it is there; no answer."""
-
-    key: str
-
-
-@dataclass(frozen=True)
-class Clock:
-    """Answer: seconds."""
-
-
-Op = Put | Gather | Swap | Add | Delete | Clock
-#: Yields operations, is sent their answers, returns a T.
-Program = Generator[Op, Any, T]
-
-
-@dataclass(frozen=True)
-class Pace:
-    """How long a member waits for others: factor * median(rounds_s), within [least_s, most_s].
-
-    factor   how many times slower than usual a member may be in a round before it is closed without it
-    least_s  what any machine may be late by
-    most_s   the limit until three rounds were seen, and the highest ever
-    """
-
-    factor: float = 4.0
-    least_s: float = 2.0
-    most_s: float = 300.0
-
-    def __post_init__(self) -> None:
-        if not (self.factor > 1 and 0 < self.least_s <= self.most_s < float("inf")):
-            raise ConfigError(
-                f"Pace(factor={self.factor}, least_s={self.least_s}, most_s={self.most_s})",
-                expected="a factor above 1, and 0 < least_s <= most_s",
-                mend="Pace() waits four times as long as rounds take, 2 s at least and 300 s at most",
-            )
-
-    def patience_s(self, rounds_s: Sequence[float]) -> float:
-        if len(rounds_s) < 3:
-            return self.most_s
-        return min(max(self.factor * statistics.median(rounds_s), self.least_s), self.most_s)
-
-
-USUAL = Pace()
-
-
-@dataclass(frozen=True)
-class Standing:
-    """Where a run stands: a function of its closed rounds, so alike on all who have read as many.
-
-    number  of the round that is open
-    roster  ids whose scalars it takes, ascending
-    newest  highest id that was ever on the roster, -1 before there was one
-    last    the record before, as it is in the store
-    """
-
-    number: int = 0
-    roster: tuple[int, ...] = ()
-    newest: int = -1
-    last: bytes = b""
-
-    def after(self, closed: Closed, record: bytes) -> Standing:
-        roster = tuple(sorted({*closed.codes, *closed.joined}))
-        return Standing(closed.number + 1, roster, max((self.newest, *roster)), record)
 
 
 class Member:

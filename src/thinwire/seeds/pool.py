@@ -6,12 +6,12 @@
     p               uniform, or (Pro) softmax of scores, brought to [0, 1]; score_k: mean of |g| told with k so far
 
 Nobody holds a model: it is built again from w0 and A where it is needed, in one pass over the weights, and is the same
-bits whoever builds it. A_k is a whole number of 2^-24, so sums come to the same in any order. Who takes no part in a
+bits whoever builds it. lr A_k is a whole number of 2^-40, so sums come to the same in any order. Who takes no part in a
 round just adds up. Learning rates that change go into A: a round's g counts by its factor.
 
 Error   the model is not the mean of where the members' own steps led, which rounded in between. Steps stay within the
         span of K directions. A g beyond `clip` counts as `clip`.
-Size    6 tau bytes a member that takes part, and a frame of 124; each member receives and sends each of these once, on
+Size    6 tau bytes a member that takes part, and a frame of 108; each member receives and sends each of these once, on
         their way to all in ceil(log2 N) exchanges. 200 members, 10 at a time, tau=200: 13 kB each way, whatever the
         model and K. A newcomer needs w0 and 24 K bytes.
 State   A, and for scores two more numbers of 8 bytes for each k, alike on all members; w0
@@ -36,19 +36,20 @@ from thinwire.errors import ConfigError, DivergedError
 from thinwire.randomness import mix
 from thinwire.seeds import noise
 from thinwire.seeds.codes import float32
-from thinwire.seeds.updates import Update
+from thinwire.seeds.sums import Sums
 
-GRID = 2.0**-24  # what A is counted in
+UNIT = 2.0**-40  # what lr A is counted in; sums.py has the same
+_SIZE_UNIT = 2.0**-24  # what |g| is counted in for scores
 _MOST = 1 << 62
-_DIRECTION, _TURN, _PICK = 0x706F6F6C, 0x7475726E, 0x7069636B  # purposes of a key: "pool", "turn", "pick"
+_TURN, _PICK = 0x7475726E, 0x7069636B  # purposes of a key: "turn", "pick"
 
 
 @dataclass(frozen=True)
 class Pool:
     """What all members know: all sums are of whole numbers.
 
-    sums    int64 [K] A, in units of GRID
-    sizes   int64 [K] sum of |g|, likewise
+    sums    int64 [K] lr A, in units of 2^-40
+    sizes   int64 [K] sum of |g|, in units of 2^-24
     picks   int64 [K] how many g were told
     rounds  added up
     """
@@ -67,19 +68,19 @@ class Pool:
         """With what was told of some steps, in any order.
 
         k       int64 [n]
-        g       [n], on the grid; steps that are not finite do not count
-        weight  of each in A: factor / m
+        g       [n] of the steps; those that are not finite do not count
+        weight  of each: lr factor / m
         raises  DivergedError if a sum leaves the range in which it is exact
         """
         finite = g.isfinite()
         k, g = k[finite], g[finite]
         after = Pool(
-            self.sums.index_add(0, k, units(g, weight)), self.sizes.index_add(0, k, units(g.abs(), 1.0)),
+            self.sums.index_add(0, k, units(g, weight)), self.sizes.index_add(0, k, units(g.abs(), UNIT / _SIZE_UNIT)),
             self.picks.index_add(0, k, torch.ones_like(k)), self.rounds,
         )  # fmt: skip
         if int(after.sums.abs().max()) >= _MOST or int(after.sizes.max()) >= _MOST:
             raise DivergedError(
-                f"the sum of a seed's scalars is beyond {_MOST * GRID:.3g} after {self.rounds} rounds",
+                f"the sum of a seed's scalars is beyond 2^62 after {self.rounds} rounds",
                 expected="scalars whose sums are exact in 64 bits", mend="lower clip, or the learning rate",
             )  # fmt: skip
         return after
@@ -105,7 +106,7 @@ class ByScore:
     """Those along which losses changed more: FedKSeed-Pro. The most likely is e times as likely as the least."""
 
     def probabilities(self, pool: Pool) -> Tensor:
-        scores = pool.sizes.double() * GRID / (pool.picks + 1)
+        scores = pool.sizes.double() * _SIZE_UNIT / (pool.picks + 1)
         low, high = scores.min(), scores.max()
         return ((scores - low) / (high - low + 1e-10)).softmax(0)
 
@@ -142,11 +143,13 @@ class FedKSeed:
         require("seeds", self.seeds, 1 <= self.seeds <= 1 << 15, f"from 1 to {1 << 15} directions")
         require("steps", self.steps, self.steps >= 1, "at least one step")
         require("share", self.share, 0 < self.share <= 1, "a share of the members in (0, 1]")
+        require("seed", self.seed, 0 <= self.seed < 1 << 64, "64 bits")
         require("choice", self.choice, self.choice in CHOICES, " or ".join(CHOICES))
         for name in ("eps", "lr", "clip"):
             value = getattr(self, name)
             require(name, value, 0 < value < math.inf, "a number above 0")
-        require("clip", self.clip, self.clip * self.steps < _MOST * GRID / 2**10, "steps * clip below 2^28")
+        most = self.clip * self.steps * max(self.lr / UNIT, 1 / _SIZE_UNIT)
+        require("clip", self.clip, most < _MOST / 2**10, "steps that add up to less than 2^52 in a round")
         noise.parse(self.noise)
         object.__setattr__(self, "eps", float32(self.eps))
 
@@ -163,26 +166,18 @@ class FedKSeed:
         k = torch.searchsorted(chances, torch.tensor(draws, dtype=torch.float64) * 2.0**-53, right=True)
         return k.clamp(max=self.seeds - 1)  # chances may add up to a little less than 1
 
-    def direction(self, k: int) -> int:
-        """The seed of z_k."""
-        return mix(self.seed, _DIRECTION, k)
+    def sums(self, pool: Pool) -> Sums:
+        """What takes the base to the model, in one go, and what a log holds."""
+        return Sums(self.seed, tuple(pool.sums.tolist()))
 
-    def update(self, pool: Pool) -> Update:
-        """From the base to the model, in one go: z_k in order, those that were never taken left out."""
-        taken = pool.sums.nonzero().flatten().tolist()
-        sums = pool.sums[taken].tolist()
-        return Update(tuple(map(self.direction, taken)), tuple(float32(self.lr * (a * GRID)) for a in sums))
-
-    def on_grid(self, g: float) -> float:
-        """As it is told, and counts for whoever made it: within clip, a whole number of GRID, exact in float32."""
-        if not math.isfinite(g):
-            return math.nan
-        return round(float32(max(-self.clip, min(self.clip, g))) / GRID) * GRID
+    def told(self, g: float) -> float:
+        """A scalar as it is told, and counts for whoever made it: within clip, a float32; NaN if it is not finite."""
+        return float32(max(-self.clip, min(self.clip, g))) if math.isfinite(g) else math.nan
 
 
 def units(g: Tensor, weight: float) -> Tensor:
-    """weight g as a whole number of GRID, the nearest.  int64"""
-    return (g.double() * (weight / GRID)).round().long()
+    """weight g in units of 2^-40, the nearest whole number.  int64"""
+    return (g.double() * (weight / UNIT)).round().long()
 
 
 def require(name: str, value: object, fits: bool, expected: str) -> None:

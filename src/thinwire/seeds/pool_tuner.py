@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from types import TracebackType
 from typing import Any
 
@@ -20,8 +20,10 @@ from thinwire.randomness import mix
 from thinwire.seeds import noise
 from thinwire.seeds.codes import float32
 from thinwire.seeds.directions import apply_all_
+from thinwire.seeds.log import Log
 from thinwire.seeds.perturbing import perturbing
-from thinwire.seeds.pool import GRID, FedKSeed, Pool, require, units
+from thinwire.seeds.pool import UNIT, FedKSeed, Pool, require, units
+from thinwire.seeds.recipe import Recipe
 from thinwire.seeds.spread import spread
 from thinwire.seeds.tensors import Tunable
 from thinwire.seeds.updates import Update
@@ -62,13 +64,17 @@ class PoolTuner:
         self.options, self.pool = options, Pool.empty(options.seeds)
         self._model, self._tunable, self._link = model, Tunable(model), link
         self._base = [w.clone() for _, w in self._tunable.pairs]
-        self._base_digest = self._tunable.digest()
+        tunable, recipe = (
+            self._tunable,
+            Recipe(seed=options.seed, eps=options.eps, noise=options.noise, rounding="nearest"),
+        )
+        self._log = Log.of(tunable.pairs, recipe, frozen=tunable.frozen, aliases=tunable.aliases)
         self._noise = noise.parse(options.noise)
         self._built: int | None = 0  # rounds in the model's weights; None: something else
         self._context = 0
 
     def __enter__(self) -> PoolTuner:
-        facts = {"version": __version__, "model": self._tunable.schema(), "weights": self._base_digest}
+        facts = {"version": __version__, "model": self._tunable.schema(), "weights": self._log.base}
         told = {name: repr(value) for name, value in asdict(self.options).items()}
         self._context = agree(self._link, {**facts, **told, "state": digest(*self._state()).hex()})
         self._channel = self._link.open("pool")
@@ -103,7 +109,7 @@ class PoolTuner:
         k = torch.cat([packet.fields["seed"] for packet in told.values()]).long()
         g = torch.cat([packet.fields["scalar"] for packet in told.values()])
         self._check(k, g, number)
-        weight = told[members[0]].header.weight / len(members)
+        weight = self.options.lr * told[members[0]].header.weight / len(members)
         pool = self.pool.add(k, g, weight)
         self.pool = Pool(pool.sums, pool.sizes, pool.picks, number + 1)
         return turn
@@ -115,24 +121,30 @@ class PoolTuner:
         pairs = self._tunable.pairs
         for (_, w), base in zip(pairs, self._base, strict=True):
             w.copy_(base)
-        apply_all_(pairs, [self.options.update(self.pool)], self._noise, rounding="nearest")
+        apply_all_(pairs, [self.options.sums(self.pool).update()], self._noise, rounding="nearest")
         self._built = self.pool.rounds
+
+    def log(self) -> Log:
+        """The fine-tune so far as a log of sums, for `thinwire import`; the model is rebuilt for its digest."""
+        self.rebuild()
+        return replace(self._log, sums=self.options.sums(self.pool)).checked(self._tunable.digest())
 
     def _walk(self, loss: Callable[[int], Tensor | float], factor: float, number: int) -> tuple[Tensor, Tensor, float]:
         """This member's steps: k int64 [tau], g [tau], and the mean loss."""
         self.rebuild()
         self._built = None
-        options, rank, losses = self.options, self._link.rank, []
+        options, rank, losses = self.options, self._link.rank, list[float]()
+        sums = options.sums(self.pool)
         k = options.picks(self.pool, number, rank)
         g = torch.empty(options.steps)
         for step, index in enumerate(k.tolist()):
-            direction = options.direction(index)
+            direction = sums.direction(index)
             draw = torch.get_rng_state()
             plus = self._loss_at(loss, step, direction, options.eps)
             torch.set_rng_state(draw)
             minus = self._loss_at(loss, step, direction, -options.eps)
             losses += [each for each in (plus, minus) if math.isfinite(each)]
-            g[step] = options.on_grid((plus - minus) / (2 * options.eps))
+            g[step] = options.told((plus - minus) / (2 * options.eps))
             self._step(direction, g[step], factor, mix(options.seed, _ROUNDING, number, rank, step))
             self._link.local_step()
         return k, g, sum(losses) / len(losses) if losses else math.nan
@@ -143,12 +155,11 @@ class PoolTuner:
 
     def _step(self, direction: int, g: Tensor, factor: float, key: int) -> None:
         if g.isfinite():
-            a = int(units(g, factor))
-            update = Update((direction,), (float32(self.options.lr * (a * GRID)),))
+            update = Update((direction,), (float32(int(units(g, self.options.lr * factor)) * UNIT),))
             apply_all_(self._tunable.pairs, [update], self._noise, rounding="stochastic", key=key)
 
     def _check(self, k: Tensor, g: Tensor, number: int) -> None:
-        """What was told must be what `on_grid` gives."""
+        """What was told must be what can be told."""
         inside = g[g.isfinite()]
         if int(k.min()) < 0 or int(k.max()) >= self.options.seeds or bool((inside.abs() > self.options.clip).any()):
             raise DivergedError(
@@ -165,16 +176,14 @@ class PoolTuner:
     def state_dict(self) -> dict[str, Any]:
         """What is added up so far, and which base it goes with; the base itself is the caller's to keep."""
         sums, sizes, picks = self._state()
-        return {"sums": sums, "sizes": sizes, "picks": picks, "rounds": self.pool.rounds, "base": self._base_digest}
+        return {"sums": sums, "sizes": sizes, "picks": picks, "rounds": self.pool.rounds, "base": self._log.base}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict()`, before the block; the model was made with the base weights.
 
         raises  ConfigError for another base or another number of seeds
         """
-        require(
-            "base", self._base_digest, state["base"] == self._base_digest, f"base weights of digest {state['base']}"
-        )
+        require("base", self._log.base, state["base"] == self._log.base, f"base weights of digest {state['base']}")
         require("seeds", self.options.seeds, len(state["sums"]) == self.options.seeds, f"{len(state['sums'])} seeds")
         self.pool = Pool(state["sums"], state["sizes"], state["picks"], state["rounds"])
         self._built = None if self.pool.rounds else 0

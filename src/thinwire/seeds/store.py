@@ -37,7 +37,9 @@ from thinwire.links.joining import host_port
 from thinwire.links.meter import Meter
 from thinwire.links.torch import first_line
 from thinwire.seeds.closed import Closed
-from thinwire.seeds.elastic import USUAL, Add, Clock, Delete, Gather, Member, Op, Pace, Program, Put, Swap
+from thinwire.seeds.elastic import Member
+from thinwire.seeds.programs import Add, Clock, Delete, Gather, Op, Program, Put, Swap
+from thinwire.seeds.standing import USUAL, Pace
 from thinwire.version import __version__
 
 T = TypeVar("T")
