@@ -14,8 +14,8 @@ alone are left out before groups are made. In half precision an update is worked
 Error   replay: none, it is the definition. perturbed: half a step of the dtype. project: that of float32 sums over a
         block, which are added in float64; the same on one machine only
 State   none
-Cost    less than 10 MiB of working memory a thread, whatever the tensors' sizes; about the time of a copy for a
-        direction (benchmarks/results/seeds_speed.md)
+Cost    less than 10 MiB of working memory a thread, whatever the tensors' sizes; 1.1 to 1.3 copies a direction
+        in replays of float32, 2.4 to perturb (benchmarks/results/seeds_speed.md)
 Source  Malladi et al. 2023, arXiv:2305.17333 (MeZO: a direction is its seed)
 Differs MeZO walks the weights to w + eps z, to w - eps z and back, and rounding leaves them elsewhere. Here only
         updates write to weights. A tensor that is not contiguous is copied once.

@@ -8,11 +8,12 @@ A product c z must be exact, so that w - c z is rounded once, with or without fu
 for binomial c is rounded to 16 significant bits first.
 
 Cost    of a direction's element: rademacher 1/128 of a Philox block, binomial half a one: sixty times as much
-Source  Rademacher: Spall 1992 (SPSA). Sparse over layers: as layer-wise sparse MeZO does (LeZO, Wang et al. 2024,
-        arXiv:2410.09823).
-Differs what remains of a sparse direction is not scaled up by 1/q: a step of sparse(q) is of the size that its learning
-        rate says, in fewer layers, and its mean is q times the gradient. No normal distribution: logarithms and cosines
-        differ from library to library in the last bit, and a member that differs there is lost for good.
+Source  Rademacher: Spall 1992 (SPSA). Sparse over layers: Wang et al. 2024, arXiv:2410.09823 (LeZO).
+Differs LeZO keeps a fixed number of layers a step; here every layer is drawn by itself, so that it can be drawn without
+        the others, and a seed may reach none. What remains of a sparse direction is not scaled up by 1/q: a step is of
+        the size that its learning rate says, in fewer layers, and its mean is q times the gradient. No normal
+        distribution: logarithms and cosines differ from library to library in the last bit, and a member that differs
+        there is lost for good.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ class Part:
     start: int
     stop: int
 
-    @property
+    @cached_property
     def padded(self) -> int:
         """Elements with what fills its last block."""
         return -(-(self.stop - self.start) // ALIGN) * ALIGN
