@@ -50,6 +50,7 @@ def rows(every: int, steps: int) -> dict[str, Row]:
     sign = {"name": "SGD", "lr": 1e-3, "clip_norm": 0.0}
     return {
         "ddp": Row("ddp"),
+        "ddp, Muon": Row("ddp", {}, {"name": "Muon", "lr": 0.02}),
         "ddp, int8": Row("ddp", {"codec": "int8"}),
         "ddp, topk(1/64)": Row("ddp", {"codec": "topk(1/64)"}),
         "dgc": Row("dgc", {"codec": "topk(1/64)", "warmup": 20}, {"name": "SGD", "lr": 0.3}),
@@ -73,6 +74,7 @@ def rows(every: int, steps: int) -> dict[str, Row]:
         ),
         "muloco": Row("muloco", {"every": every}, {"name": "Muon", "lr": 0.02}),
         "sparse_loco": Row("sparse_loco", {"every": every}),
+        "ferret": Row("ferret", {"every": every}),
         "flasc": Row("flasc", {"every": every}),
         "streaming": Row(
             "streaming",
