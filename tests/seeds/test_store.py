@@ -310,9 +310,10 @@ def test_a_member_whose_log_is_ahead_is_refused():
 def test_tuners_at_a_store_hold_the_same_bits(rule):
     """The second one takes in the founder's first round, tunes along and leaves; the log rebuilds what each has."""
     store, recipe = HashStore(), thinwire.just_one_byte(samples=2, rule=rule)
+    models = [make_model(), make_model()]  # here: threads share the generator
 
     def member(index):
-        model = make_model()
+        model = models[index]
         meeting = AtStore(store, founds=index == 0, at_least=2, pace=PACE)
         with meeting, Tuner(model, recipe, meeting) as tuner:
             while tuner.rounds < (24, 15)[index]:
