@@ -6,13 +6,13 @@ import warnings
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from thinwire.errors import ConfigError
 from thinwire.seeds.directions import perturbed
 from thinwire.seeds.noise import Rademacher
-from thinwire.seeds.perturbing import perturbing
+from thinwire.seeds.perturbing import Perturber
 from thinwire.seeds.tensors import Tunable
 
 EPS = 0.125
@@ -30,7 +30,7 @@ class Reader(nn.Module):
         self.bias = nn.Parameter(torch.randn(3000))
         self.scale = nn.Parameter(torch.tensor(2.0))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return self.head(self.inner(self.embedding(x))) * self.scale + self.bias.view(1, -1)
 
 
@@ -50,7 +50,7 @@ class _First(nn.Module):
         super().__init__()
         self.inner = inner
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return self.inner(x)[0]
 
 
@@ -61,7 +61,7 @@ def test_every_use_of_a_parameter_sees_its_perturbed_value(name):
     model = make()
     tunable = Tunable(model)
     before = tunable.digest()
-    with perturbing(tunable, 5, EPS, Rademacher()):
+    with Perturber(tunable, Rademacher()).at(5, EPS):
         found = model(x)
     copies = {each: perturbed(p, 5, each, EPS, Rademacher()) for each, p in tunable.pairs}
     with torch.no_grad():
@@ -76,7 +76,7 @@ def test_the_fused_path_of_attention_is_not_taken_behind_our_back():
     torch.manual_seed(0)
     model = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True).eval()
     tunable = Tunable(model)
-    with perturbing(tunable, 5, EPS, Rademacher()):
+    with Perturber(tunable, Rademacher()).at(5, EPS):
         found = model(SEQUENCE)
     with torch.no_grad():
         for name, p in tunable.pairs:
@@ -87,7 +87,7 @@ def test_the_fused_path_of_attention_is_not_taken_behind_our_back():
 def test_no_distance_is_the_model_itself():
     model = nn.Linear(4, 2)
     x = torch.randn(3, 4)
-    with perturbing(Tunable(model), 5, 0.0, Rademacher()):
+    with Perturber(Tunable(model), Rademacher()).at(5, 0.0):
         found = model(x)
     assert torch.equal(found, model(x).detach())
 
@@ -103,7 +103,7 @@ def test_an_embedding_makes_only_the_rows_that_are_looked_up(monkeypatch):
     real = module.perturbed_rows
     monkeypatch.setattr(module, "perturbed_rows", rows)
     model = nn.Embedding(100_000, 2)
-    with perturbing(Tunable(model), 5, EPS, Rademacher()):
+    with Perturber(Tunable(model), Rademacher()).at(5, EPS):
         model(torch.tensor([[7, 3], [7, 99_999]]))
     assert asked == [[3, 7, 99_999]]
 
@@ -113,7 +113,7 @@ def test_a_limited_embedding_is_limited_as_it_is_looked_up_and_not_for_good():
     model = nn.Embedding(9000, 4, max_norm=0.5)
     tunable = Tunable(model)
     before = tunable.digest()
-    with perturbing(tunable, 5, EPS, Rademacher()):
+    with Perturber(tunable, Rademacher()).at(5, EPS):
         found = model(torch.tensor([1, 2]))
     assert bool((found.norm(dim=1) <= 0.5 + 1e-6).all())
     assert tunable.digest() == before
@@ -124,7 +124,7 @@ def test_frozen_parameters_stay_as_they_are():
     model[0].requires_grad_(False)
     tunable = Tunable(model)
     x = torch.randn(3, 4)
-    with perturbing(tunable, 5, EPS, Rademacher()):
+    with Perturber(tunable, Rademacher()).at(5, EPS):
         found = model[0](x)
         model[1](x)
     assert torch.equal(found, model[0](x).detach())
@@ -134,7 +134,7 @@ def test_frozen_parameters_stay_as_they_are():
 def test_a_loss_that_does_not_use_the_model_is_refused():
     with (
         pytest.raises(ConfigError, match="no tunable parameter was used"),
-        perturbing(Tunable(nn.Linear(2, 2)), 5, EPS, Rademacher()),
+        Perturber(Tunable(nn.Linear(2, 2)), Rademacher()).at(5, EPS),
     ):
         torch.ones(2).sum()
 
@@ -146,7 +146,7 @@ def test_a_compiled_model_is_refused():
         hidden = torch.jit.trace(model, torch.ones(1, 2), check_trace=False)
     with (
         pytest.raises(ConfigError, match="no tunable parameter was used"),
-        perturbing(Tunable(model), 5, EPS, Rademacher()),
+        Perturber(Tunable(model), Rademacher()).at(5, EPS),
     ):
         hidden(torch.ones(1, 2))
 
@@ -155,10 +155,10 @@ def test_running_statistics_are_refused():
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
     with (
         pytest.raises(ConfigError, match=r"buffer '1\.\w+' changes"),
-        perturbing(Tunable(model), 5, EPS, Rademacher()),
+        Perturber(Tunable(model), Rademacher()).at(5, EPS),
     ):
         model(torch.randn(8, 4))
-    with perturbing(Tunable(model.eval()), 5, EPS, Rademacher()):
+    with Perturber(Tunable(model.eval()), Rademacher()).at(5, EPS):
         model(torch.randn(8, 4))
 
 
@@ -178,3 +178,31 @@ def test_two_names_with_one_number_are_refused(monkeypatch):
     monkeypatch.setattr("thinwire.seeds.tensors.tensor_id", lambda name: 7)
     with pytest.raises(ConfigError, match="'weight' and 'bias' have one number, 7"):
         Tunable(nn.Linear(2, 2))
+
+
+class _Pair(nn.Module):
+    """Large parameters, two to a call, and views that are kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = (nn.Parameter(torch.randn(1100, 1100)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = self.one.t()  # a view of what was made, looked at after other parameters were made in its place
+        both = self.one @ self.two
+        return torch.addmm(self.two, x @ both, self.one) + kept
+
+
+def test_memory_that_is_used_again_is_never_in_use():
+    torch.manual_seed(0)
+    model = _Pair()
+    tunable, x = Tunable(model), torch.randn(1100, 1100)
+    perturber = Perturber(tunable, Rademacher())
+    copies = {each: perturbed(p, 5, each, EPS, Rademacher()) for each, p in tunable.pairs}
+    for _ in range(2):
+        with perturber.at(5, EPS):
+            found = model(x)
+        with torch.no_grad():
+            assert torch.equal(found, functional_call(model, copies, (x,)))
+    rooms = [perturber.room([(name, p)])[0] for name, p in tunable.pairs]
+    assert rooms[0].data_ptr() == rooms[1].data_ptr()

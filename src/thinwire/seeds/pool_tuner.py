@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -21,7 +22,7 @@ from thinwire.seeds import noise
 from thinwire.seeds.codes import float32
 from thinwire.seeds.directions import apply_all_
 from thinwire.seeds.log import Log
-from thinwire.seeds.perturbing import perturbing
+from thinwire.seeds.perturbing import Perturber
 from thinwire.seeds.pool import UNIT, FedKSeed, Pool, require, units
 from thinwire.seeds.recipe import Recipe
 from thinwire.seeds.spread import spread
@@ -70,6 +71,7 @@ class PoolTuner:
         )
         self._log = Log.of(tunable.pairs, recipe, frozen=tunable.frozen, aliases=tunable.aliases)
         self._noise = noise.parse(options.noise)
+        self._perturber = Perturber(self._tunable, self._noise)
         self._built: int | None = 0  # rounds in the model's weights; None: something else
         self._context = 0
 
@@ -139,19 +141,12 @@ class PoolTuner:
         g = torch.empty(options.steps)
         for step, index in enumerate(k.tolist()):
             direction = sums.direction(index)
-            draw = torch.get_rng_state()
-            plus = self._loss_at(loss, step, direction, options.eps)
-            torch.set_rng_state(draw)
-            minus = self._loss_at(loss, step, direction, -options.eps)
+            plus, minus = self._perturber.sides(partial(loss, step), direction, options.eps)
             losses += [each for each in (plus, minus) if math.isfinite(each)]
             g[step] = options.told((plus - minus) / (2 * options.eps))
             self._step(direction, g[step], factor, mix(options.seed, _ROUNDING, number, rank, step))
             self._link.local_step()
         return k, g, sum(losses) / len(losses) if losses else math.nan
-
-    def _loss_at(self, loss: Callable[[int], Tensor | float], step: int, direction: int, eps: float) -> float:
-        with perturbing(self._tunable, direction, eps, self._noise):
-            return float(loss(step))
 
     def _step(self, direction: int, g: Tensor, factor: float, key: int) -> None:
         if g.isfinite():

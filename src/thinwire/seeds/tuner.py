@@ -29,7 +29,7 @@ from thinwire.seeds.codes import float32
 from thinwire.seeds.directions import apply_all_, project
 from thinwire.seeds.log import Closed, Log
 from thinwire.seeds.meetings import Meeting, OverLink
-from thinwire.seeds.perturbing import perturbing
+from thinwire.seeds.perturbing import Perturber
 from thinwire.seeds.recipe import Recipe, seed_of
 from thinwire.seeds.tensors import Tunable
 from thinwire.version import __version__
@@ -98,6 +98,7 @@ class Tuner:
         self._backward, self._compare_every = backward, compare_every
         self._state = recipe.start()
         self._noise, self._eps = noise.parse(recipe.noise), float32(recipe.eps)
+        self._perturber = Perturber(self._tunable, self._noise)
         self._silent = 0  # rounds in a row that nobody had a scalar for
         tunable = self._tunable
         self.log = Log.of(tunable.pairs, recipe, frozen=tunable.frozen, aliases=tunable.aliases)
@@ -165,18 +166,11 @@ class Tuner:
         """(L(w + eps z) - L(w - eps z)) / 2 eps for every direction."""
         eps, losses, scalars = self._eps, [], []
         for seed in seeds:
-            draws = _Draws(self.model)
-            plus = self._loss_at(loss, seed, eps)
-            draws.again()
-            minus = self._loss_at(loss, seed, -eps)
+            plus, minus = self._perturber.sides(loss, seed, eps)
             losses += [plus, minus]
             scalars.append((plus - minus) / (2 * eps))
         finite = [each for each in losses if math.isfinite(each)]
         return sum(finite) / len(finite) if finite else math.nan, scalars
-
-    def _loss_at(self, loss: Loss, seed: int, eps: float) -> float:
-        with perturbing(self._tunable, seed, eps, self._noise):
-            return float(loss())
 
     def _along(self, loss: Loss, seeds: list[int]) -> tuple[float, list[float]]:
         """<grad L(w), z> for every direction, from one backward pass."""
@@ -230,17 +224,3 @@ class Tuner:
         log = Log.from_bytes(bytes(state["log"].numpy()))
         log.check(self._tunable.pairs, self.recipe)
         self.log, self._state = log, log.state
-
-
-class _Draws:
-    """What torch's generators will draw next, to draw it again."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
-        self._cpu = torch.get_rng_state()
-        self._cuda = {device: torch.cuda.get_rng_state(device) for device in self._devices}
-
-    def again(self) -> None:
-        torch.set_rng_state(self._cpu)
-        for device, state in self._cuda.items():
-            torch.cuda.set_rng_state(state, device)
