@@ -28,6 +28,8 @@ from torch import nn
 
 import thinwire
 from thinwire.links.base import Link
+from thinwire.seeds.pool import FedKSeed
+from thinwire.seeds.pool_tuner import PoolTuner
 from thinwire.train.tasks import Task
 from thinwire.train.text import TextOptions
 
@@ -57,6 +59,8 @@ CONTENDERS = {
     "one byte, adam": Contender("bytes", 1e-3, (3e-4, 1e-3, 3e-3), 1.0, False, (("rule", "adam"),)),
     "one byte, momentum": Contender("bytes", 3e-5, (1e-5, 3e-5, 1e-4), 1.0, False, (("rule", "momentum"),)),
     "one byte, 8 samples": Contender("bytes", 1e-3, (3e-4, 1e-3, 3e-3), 1 / 8, False, (("samples", 8),)),
+    "one byte, one of four with gradients": Contender("bytes", 3e-4, (3e-4,), 1.0, False, (("backward", 1),)),
+    "FedKSeed, 1024 seeds, 20 steps a round": Contender("pool", 3e-4, (1e-4, 3e-4, 1e-3)),
     "one byte, LoRA of rank 4": Contender("bytes", 3e-3, (1e-3, 3e-3, 1e-2), 1.0, True, (("eps", 1e-2),)),
     "one byte, layers by quarters": Contender("bytes", 1e-3, (3e-4, 1e-3), 1.0, False, (("noise", "sparse(0.25)"),)),
 }  # fmt: skip
@@ -90,12 +94,23 @@ def member(link: Link, base: nn.Module, task: Task, contender: Contender, lr: fl
     model = adapted(model) if contender.adapters else model
     start = time.perf_counter()
     if contender.kind == "bytes":
-        recipe = thinwire.just_one_byte(seed=seed, **dict(contender.options))
+        options = dict(contender.options)
+        backward = link.rank < options.pop("backward", 0)
+        recipe = thinwire.just_one_byte(seed=seed, **options)
         passes = 2 * recipe.samples * steps
         loss: Callable[..., torch.Tensor] = lambda batch: task.loss(model, batch)  # noqa: E731
-        with thinwire.tune(model, recipe, link, compare_every=200) as tuner:
+        with thinwire.tune(model, recipe, link, backward=backward, compare_every=200) as tuner:
             for step in range(steps):
                 tuner.step(loss, task.batch(step, link.rank, MEMBERS), lr=lr * (1 - step / steps))
+    elif contender.kind == "pool":
+        pool = FedKSeed(seeds=1024, steps=20, lr=lr, eps=1e-3, seed=seed, share=1.0)
+        passes = 2 * steps
+        with PoolTuner(model, pool, link) as tuner:
+            for first in range(0, steps, pool.steps):
+                tuner.round(
+                    lambda step, first=first: task.loss(model, task.batch(first + step, link.rank, MEMBERS)),
+                    factor=1 - first / steps,
+                )
     else:
         passes = 3 * steps
         method = {

@@ -76,7 +76,8 @@ _METHODS = """\
 ## [method]
 
 `name` (default `diloco`) is a named method; the other keys are the arguments of its function in `thinwire.methods`.
-Codecs are written as expressions: `codec = "topk(1/64) | int4"`.
+Codecs are written as expressions: `codec = "topk(1/64) | int4"`. `just_one_byte` is no method of six answers but a
+recipe of [seeds and scalars](seeds.md): of `[optimizer]` it takes the learning rate, its schedule and `accumulate`.
 """
 
 _WORDS: Mapping[Any, str] = {
