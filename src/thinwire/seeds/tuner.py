@@ -176,7 +176,8 @@ class Tuner:
         """<grad L(w), z> for every direction, from one backward pass."""
         parameters = list(self._tunable.parameters.values())
         with torch.enable_grad():
-            value = loss()
+            with self._tunable.left_alone():
+                value = loss()
             if not isinstance(value, Tensor) or not value.requires_grad:
                 raise ConfigError(
                     "the loss is no tensor with a gradient",
@@ -191,11 +192,12 @@ class Tuner:
         return float(value.detach()), total.tolist()
 
     def _take_in(self, closed: Closed) -> None:
+        log = self.log.append(closed)  # raises before anything has changed
         with self._timed("apply_s"):
             recipe = self.recipe
             self._state, update = recipe.step(self._state, closed)
             apply_all_(self._tunable.pairs, [update], self._noise, rounding=recipe.rounding, key=recipe.seed)
-        self.log = self.log.append(closed)
+        self.log = log
         self._silent = 0 if update.seeds else self._silent + 1
         if self._silent == _PATIENCE_ROUNDS:
             raise DivergedError(
@@ -213,14 +215,23 @@ class Tuner:
     # --- state ---------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """The log; save it beside the model's state."""
-        return {"log": torch.frombuffer(bytearray(self.log.to_bytes()), dtype=torch.uint8)}
+        """The log, and a digest of the weights that it led to; save it beside the model's state."""
+        data = torch.frombuffer(bytearray(self.log.to_bytes()), dtype=torch.uint8)
+        return {"log": data, "weights": self._tunable.digest()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict()`, before the block; the model holds the weights of that moment.
 
-        raises  ConfigError if the log is of another recipe or model
+        raises  ConfigError if the log is of another recipe or model, or the model holds other weights
         """
         log = Log.from_bytes(bytes(state["log"].numpy()))
         log.check(self._tunable.pairs, self.recipe)
+        held = self._tunable.digest()
+        for whose, found, due in (("tuned", held, state["weights"]), ("frozen", self.log.rest, log.rest)):
+            if found != due:
+                raise ConfigError(
+                    f"the model's {whose} tensors have the digest {found or 'of nothing'}",
+                    expected=f"digest {due or 'of nothing'}, of the model after the log's {len(log.rounds)} rounds",
+                    mend="load the model's own state, saved at the same moment, before that of the tuner",
+                )
         self.log, self._state = log, log.state
