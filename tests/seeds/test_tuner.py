@@ -147,6 +147,18 @@ def test_another_frozen_part_is_refused():
         thinwire.tune(other, RECIPES["plain"], alone()).load_state_dict(state)
 
 
+def test_members_with_another_frozen_part_are_refused():
+    def work(link: Link) -> None:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+        nn.init.constant_(model[0].requires_grad_(False).weight, float(link.rank))
+        with thinwire.tune(model, RECIPES["plain"], link):
+            pass
+
+    with pytest.raises(ConfigError, match="frozen"):
+        thinwire.run(2, work)
+
+
 def test_a_round_out_of_order_changes_nothing():
     class Ahead:
         member = 0

@@ -92,7 +92,7 @@ class Perturber:
             if not mode.seen:
                 raise ConfigError(
                     "no tunable parameter was used while the loss was computed",
-                    expected="a loss that calls the model's own modules, not what torch.compile or TorchScript made of them",
+                    expected="a loss that calls the model's own modules, without torch.compile or TorchScript",
                     mend="compute the loss with the model that was given to tune(), uncompiled",
                 )
 

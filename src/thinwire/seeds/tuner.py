@@ -83,7 +83,7 @@ class Tuner:
     backward       compute this member's scalars from a gradient, <grad, z>, instead of from two losses: the same for
                    the others, without the error in eps; takes the memory of training. Each member may choose
     compare_every  rounds between comparisons of all members' weights; 0 for none
-    raises         ConfigError on entering if members differ in model, weights, recipe or version
+    raises         ConfigError on entering if members differ in model, weights (frozen ones too), recipe or version
 
     `rounds` counts those that took effect here, `log` has them all, `spent` says where time went.
     """
@@ -112,6 +112,7 @@ class Tuner:
             "model": self._tunable.schema(),
             "recipe": repr(self.recipe),
             "base": self.log.base,
+            "frozen": self.log.rest or "nothing",
         }
         for closed in self._meeting.meet({**facts, "rounds": str(self.rounds), "weights": self._tunable.digest()}):
             self._take_in(closed)
