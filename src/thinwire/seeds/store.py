@@ -174,6 +174,9 @@ class AtStore:
             wrong, expected="a log that the run goes on from", mend="come with the base weights and without a log"
         )
 
+    def local_step(self) -> None:
+        """A store's clock is the wall's, and goes by itself."""
+
     def round(self, number: int, codes: Tensor, lr: float) -> Closed:
         """Take part in a round.
 

@@ -55,7 +55,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Spent:
-    """Where a member's time went, in seconds of the wall.
+    """Where a member's time went, in seconds of the tuner's clock.
 
     losses_s  perturbing and computing losses (or one loss and its gradient)
     wait_s    in the meeting
@@ -83,19 +83,21 @@ class Tuner:
     backward       compute this member's scalars from a gradient, <grad, z>, instead of from two losses: the same for
                    the others, without the error in eps; takes the memory of training. Each member may choose
     compare_every  rounds between comparisons of all members' weights; 0 for none
+    clock          seconds that `spent` counts: the wall's, or a simulated link's
     raises         ConfigError on entering if members differ in model, weights (frozen ones too), recipe or version
 
     `rounds` counts those that took effect here, `log` has them all, `spent` says where time went.
     """
 
     def __init__(
-        self, model: nn.Module, recipe: Recipe, meeting: Meeting, *, backward: bool = False, compare_every: int = 64
-    ) -> None:
+        self, model: nn.Module, recipe: Recipe, meeting: Meeting, *, backward: bool = False, compare_every: int = 64,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:  # fmt: skip
         if compare_every < 0:
             raise ConfigError(f"compare_every={compare_every}", expected="rounds, or 0 for never", mend="64")
         self.model, self.recipe = model, recipe
         self._tunable, self._meeting = Tunable(model), meeting
-        self._backward, self._compare_every = backward, compare_every
+        self._backward, self._compare_every, self._clock = backward, compare_every, clock
         self._state = recipe.start()
         self._noise, self._eps = noise.parse(recipe.noise), float32(recipe.eps)
         self._perturber = Perturber(self._tunable, self._noise)
@@ -149,6 +151,7 @@ class Tuner:
             work = partial(loss, *batch)
             mean, scalars = self._along(work, seeds) if self._backward else self._between(work, seeds)
             codes = self.recipe.encode(scalars, self._state, number, self._meeting.member)
+            self._meeting.local_step()
         with self._timed("wait_s"):
             closed = self._meeting.round(number, codes, lr)
         self._take_in(closed)
@@ -209,9 +212,9 @@ class Tuner:
 
     @contextmanager
     def _timed(self, what: str) -> Iterator[None]:
-        start = time.perf_counter()
+        start = self._clock()
         yield
-        self.spent = replace(self.spent, **{what: getattr(self.spent, what) + time.perf_counter() - start})
+        self.spent = replace(self.spent, **{what: getattr(self.spent, what) + self._clock() - start})
 
     # --- state ---------------------------------------------------------------------------------------------------
 
