@@ -348,6 +348,18 @@ def test_members_that_differ_are_refused():
         thinwire.run(2, member)
 
 
+def test_members_with_another_frozen_part_are_refused_in_a_pool():
+    def member(link):
+        model = nn.Sequential(nn.Linear(2, 2), make_model())
+        nn.init.constant_(model[0].requires_grad_(False).weight, float(link.rank))
+        nn.init.zeros_(model[0].bias)
+        with PoolTuner(model, QUICK, link):
+            pass
+
+    with pytest.raises(ConfigError, match="frozen"):
+        thinwire.run(2, member)
+
+
 def test_a_state_of_another_base_is_refused():
     def member(link):
         state = PoolTuner(make_model(), QUICK, link).state_dict()

@@ -60,6 +60,7 @@ def test_members_of_one_process_meet_at_a_hash_store():
     assert (models[0].w - target).norm() < 0.7 * target.norm(), "it learns, too"
 
 
+@pytest.mark.slow
 def test_processes_come_late_leave_and_are_killed(tmp_path):
     """All of it in one run: what each of them held after each round is the same."""
 
