@@ -307,6 +307,25 @@ def test_a_member_whose_log_is_ahead_is_refused():
         two(past=PAST, theirs=ahead)
 
 
+@pytest.mark.parametrize("given", ["no past", "no state", "another past"])
+def test_a_tuner_and_a_meeting_with_two_logs_are_refused(given):
+    def begun(model, past=(), state=None, lr=0.01):
+        tuner = Tuner(model, thinwire.just_one_byte(), AtStore(HashStore(), founds=True, past=past, pace=PACE))
+        if state is not None:
+            tuner.load_state_dict(state)
+        with tuner:
+            tuner.step(lambda: loss_of(model, *batch(0, 0)), lr=lr)
+        return tuner
+
+    first, other = begun(make_model()), begun(make_model(), lr=0.5)
+    state = first.state_dict()
+    begun(first.model, first.log.rounds, state)  # fits; and moves the model on
+    model = make_model() if given == "no state" else begun(make_model()).model
+    past = {"no past": (), "no state": first.log.rounds, "another past": other.log.rounds}[given]
+    with pytest.raises(ConfigError, match=rf"not the log of {len(past)} rounds(?s:.)*past=tuner\.log\.rounds"):
+        begun(model, past, None if given == "no state" else state)
+
+
 @pytest.mark.parametrize("rule", ["sgd", "momentum(0.9)"])
 def test_tuners_at_a_store_hold_the_same_bits(rule):
     """The second one takes in the founder's first round, tunes along and leaves; the log rebuilds what each has."""

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from thinwire.errors import ConfigError, DivergedError
 from thinwire.links.base import Link
 from thinwire.seeds import noise
+from thinwire.seeds.closed import digest_of
 from thinwire.seeds.codes import float32
 from thinwire.seeds.directions import apply_all_, project
 from thinwire.seeds.log import Closed, Log
@@ -116,7 +117,8 @@ class Tuner:
             "base": self.log.base,
             "frozen": self.log.rest or "nothing",
         }
-        for closed in self._meeting.meet({**facts, "rounds": str(self.rounds), "weights": self._tunable.digest()}):
+        own = {"rounds": str(self.rounds), "log": digest_of(self.log.rounds), "weights": self._tunable.digest()}
+        for closed in self._meeting.meet({**facts, **own}):
             self._take_in(closed)
         return self
 
