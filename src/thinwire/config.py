@@ -322,7 +322,7 @@ def _method_options(name: str, methods: Methods) -> Options:
         answer: Option(answer, str | None, None, f"{words.kind} instead of the method's own: `{words.example}`")
         for answer, words in _ANSWERS.items()
     }
-    return answers | of_function(methods[name], skip=_ANSWERS)
+    return answers | of_function(methods[name], skip={*_ANSWERS, "seed"})  # of seeds the run's own counts
 
 
 def _refuse_answers(method: str, answers: Mapping[str, Any]) -> None:

@@ -11,7 +11,11 @@ from safetensors.torch import load_file, save_file
 from seed_samples import RECIPE, begun, frozen, grown, lived, tuned
 
 from thinwire.errors import ConfigError, PacketError, StateMismatch
-from thinwire.seeds.log import Closed, Log
+from thinwire.seeds.digests import digest
+from thinwire.seeds.log import Closed, Log, updates
+from thinwire.seeds.rebuild import apply
+from thinwire.seeds.recipe import Recipe
+from thinwire.seeds.sums import Sums
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +155,44 @@ def test_replay_says_where_they_part(call, folder, run):
     assert caught.value.wrong.startswith("after 4 rounds the log gives a model with the digest ")
     assert caught.value.expected == f"digest {log.checks[4]}, which the run noted then"
     assert caught.value.mend == "look between rounds 2 and 4: up to 2 they agree"
+
+
+def pooled(wrong: bool = False) -> None:
+    """A log of sums, as `pool.log`, on base.safetensors."""
+    log = replace(begun(Recipe(rounding="nearest")), sums=Sums(7, (0, 3 << 32, -(5 << 30))))
+    model = tuned()
+    apply(list(model.items()), list(updates(log)), log.recipe)
+    log = log.checked("0" * 32 if wrong else digest(model.items()))
+    Path("pool.log").write_bytes(log.to_bytes())
+
+
+def test_a_pool_there_and_back(call, folder):
+    pooled()
+    code, out, _ = call("import", "pool.log", "--base", "base.safetensors", "--out", "new.safetensors")
+    assert code == 0
+    assert re.fullmatch(r"new.safetensors  a pool of 3 directions, digest \w+: the run's own model, to the bit\n", out)
+
+
+def test_replay_of_a_pool_on_the_base(call, folder):
+    pooled()
+    code, out, _ = call("replay", "pool.log", "--base", "base.safetensors")
+    assert code == 0
+    assert "pool     3 directions, 2 taken" in out
+    assert "member" not in out
+    assert out.endswith("1 of 1 noted digests agree\n")
+    told = json.loads(call("replay", "pool.log", "--json")[1])
+    assert told["pool"] == {"directions": 3, "taken": 2}
+
+
+def test_replay_of_a_pool_says_that_it_is_another_model(call, folder):
+    pooled(wrong=True)
+    with pytest.raises(StateMismatch, match=r"after a pool of 3 directions the log(?s:.)*sums do not say where"):
+        call("replay", "pool.log", "--base", "base.safetensors")
+
+
+def test_a_folder_is_no_file_to_write(call, folder):
+    with pytest.raises(ConfigError, match=r"run is a folder(?s:.)*--out run/model.safetensors"):
+        call("import", "run/seeds.log", "--base", "base.safetensors", "--out", "run")
 
 
 def test_replay_tells_who_was_silent_and_who_was_wild(call, folder):

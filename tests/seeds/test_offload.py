@@ -260,6 +260,17 @@ def test_the_mean_of_scalars_is_that_of_the_batches_together() -> None:
     assert scalars[0] == pytest.approx((plus - minus) / 2e-2, abs=4 * 2.0**-24 * 2 / 2e-2)
 
 
+def test_members_with_another_frozen_part_are_refused_stage_by_stage() -> None:
+    def member(link: Link) -> None:
+        model = whole()
+        nn.init.constant_(model[0].requires_grad_(False).bias, float(link.rank))
+        with SidedTuner(offloaded(model), EXACT, link):
+            pass
+
+    with pytest.raises(ConfigError, match="frozen"):
+        run(2, member)
+
+
 def test_members_say_a_float_for_every_loss() -> None:
     (_, _, one), _ = together(2, 4, sides=True, recipe=Recipe(samples=8))
     (_, _, both), _ = together(2, 4, sides=False, recipe=Recipe(samples=8))

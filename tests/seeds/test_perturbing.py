@@ -151,6 +151,43 @@ def test_a_compiled_model_is_refused():
         hidden(torch.ones(1, 2))
 
 
+def test_a_scripted_part_is_refused():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        model = nn.Sequential(nn.Linear(2, 2), torch.jit.script(nn.Linear(2, 2)))
+    with pytest.raises(ConfigError, match="'1' is TorchScript"):
+        Tunable(model)
+    assert list(Tunable(model.requires_grad_(False)[1:].append(nn.Linear(2, 2))).parameters) == ["1.weight", "1.bias"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_inference_mode_in_a_loss_leaves_nothing_behind(dtype):
+    torch.manual_seed(0)
+    model = nn.Linear(200, 200).to(dtype)
+    perturber, x = Perturber(Tunable(model), Rademacher()), torch.randn(3, 200, dtype=dtype)
+    found = []
+    for inside in (True, False, True):
+        with perturber.at(5, EPS), torch.inference_mode(inside):
+            found.append(model(x))
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+def test_what_is_no_row_of_an_embedding_is_refused():
+    model = nn.Embedding(9000, 4)
+    with pytest.raises(IndexError), Perturber(Tunable(model), Rademacher()).at(5, EPS):
+        model(torch.tensor([-1, 2]))
+
+
+def test_a_state_that_is_no_tensor_is_no_matter():
+    class Telling(nn.Linear):
+        def get_extra_state(self) -> dict[str, int]:
+            return {"told": 1}
+
+    tunable = Tunable(Telling(2, 2))
+    assert not tunable.frozen
+
+
 def test_running_statistics_are_refused():
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
     with (

@@ -348,10 +348,22 @@ def test_members_that_differ_are_refused():
         thinwire.run(2, member)
 
 
+def test_members_with_another_frozen_part_are_refused_in_a_pool():
+    def member(link):
+        model = nn.Sequential(nn.Linear(2, 2), make_model())
+        nn.init.constant_(model[0].requires_grad_(False).weight, float(link.rank))
+        nn.init.zeros_(model[0].bias)
+        with PoolTuner(model, QUICK, link):
+            pass
+
+    with pytest.raises(ConfigError, match="frozen"):
+        thinwire.run(2, member)
+
+
 def test_a_state_of_another_base_is_refused():
     def member(link):
         state = PoolTuner(make_model(), QUICK, link).state_dict()
-        with pytest.raises(ConfigError, match="base="):
+        with pytest.raises(ConfigError, match=r"the base weights have the digest .*\n.*\n  mend      make the model"):
             PoolTuner(make_model(seed=1), QUICK, link).load_state_dict(state)
         with pytest.raises(ConfigError, match="seeds=32\n  expected  64 seeds"):
             PoolTuner(make_model(), replace(QUICK, seeds=32), link).load_state_dict(state)

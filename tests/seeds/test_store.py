@@ -60,6 +60,7 @@ def test_members_of_one_process_meet_at_a_hash_store():
     assert (models[0].w - target).norm() < 0.7 * target.norm(), "it learns, too"
 
 
+@pytest.mark.slow
 def test_processes_come_late_leave_and_are_killed(tmp_path):
     """All of it in one run: what each of them held after each round is the same."""
 
@@ -304,6 +305,25 @@ def test_a_member_whose_log_is_ahead_is_refused():
     ahead = (*PAST, Closed(70, 0.1, {4: b"\x82" * 4}, joined=(5,)), Closed(71, 0.1, {4: b"abcd"}))
     with pytest.raises(ConfigError, match="this member's log has 72 rounds, and the run 71"):
         two(past=PAST, theirs=ahead)
+
+
+@pytest.mark.parametrize("given", ["no past", "no state", "another past"])
+def test_a_tuner_and_a_meeting_with_two_logs_are_refused(given):
+    def begun(model, past=(), state=None, lr=0.01):
+        tuner = Tuner(model, thinwire.just_one_byte(), AtStore(HashStore(), founds=True, past=past, pace=PACE))
+        if state is not None:
+            tuner.load_state_dict(state)
+        with tuner:
+            tuner.step(lambda: loss_of(model, *batch(0, 0)), lr=lr)
+        return tuner
+
+    first, other = begun(make_model()), begun(make_model(), lr=0.5)
+    state = first.state_dict()
+    begun(first.model, first.log.rounds, state)  # fits; and moves the model on
+    model = make_model() if given == "no state" else begun(make_model()).model
+    past = {"no past": (), "no state": first.log.rounds, "another past": other.log.rounds}[given]
+    with pytest.raises(ConfigError, match=rf"not the log of {len(past)} rounds(?s:.)*past=tuner\.log\.rounds"):
+        begun(model, past, None if given == "no state" else state)
 
 
 @pytest.mark.parametrize("rule", ["sgd", "momentum(0.9)"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
@@ -17,10 +17,11 @@ from thinwire.links.local import alone
 from thinwire.seeds.codes import float32
 from thinwire.seeds.digests import digest
 from thinwire.seeds.directions import apply_all_, combined
-from thinwire.seeds.log import Log, updates
+from thinwire.seeds.log import Closed, Log, updates
 from thinwire.seeds.noise import Rademacher
 from thinwire.seeds.recipe import Recipe, seed_of
 from thinwire.seeds.tensors import Tunable
+from thinwire.seeds.tuner import Tuner
 
 LR = 0.02
 
@@ -121,6 +122,84 @@ def test_the_state_of_another_recipe_is_refused():
     other = thinwire.tune(small_model(), thinwire.just_one_byte(eps=1e-2), alone())
     with pytest.raises(ConfigError, match="eps"):
         other.load_state_dict(found["tuner"].state_dict())
+
+
+def test_the_weights_of_another_moment_are_refused():
+    found = tuned(alone(), RECIPES["plain"], 2)
+    other = thinwire.tune(small_model(), RECIPES["plain"], alone())
+    with pytest.raises(ConfigError, match=r"tuned tensors have the digest [0-9a-f]{32}(?s:.)*after the log's 2 rounds"):
+        other.load_state_dict(found["tuner"].state_dict())
+    assert other.rounds == 0
+
+
+def test_another_frozen_part_is_refused():
+    def model(fill: float) -> nn.Module:
+        made = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+        for p in made.parameters():
+            nn.init.constant_(p, fill)
+        made[0].requires_grad_(False)
+        return made
+
+    one, other = model(1.0), model(2.0)
+    other[1].load_state_dict(one[1].state_dict())
+    state = thinwire.tune(one, RECIPES["plain"], alone()).state_dict()
+    with pytest.raises(ConfigError, match="frozen tensors have the digest"):
+        thinwire.tune(other, RECIPES["plain"], alone()).load_state_dict(state)
+
+
+def test_members_with_another_frozen_part_are_refused():
+    def work(link: Link) -> None:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+        nn.init.constant_(model[0].requires_grad_(False).weight, float(link.rank))
+        with thinwire.tune(model, RECIPES["plain"], link):
+            pass
+
+    with pytest.raises(ConfigError, match="frozen"):
+        thinwire.run(2, work)
+
+
+def test_a_round_out_of_order_changes_nothing():
+    class Ahead:
+        member = 0
+
+        def meet(self, facts: object) -> tuple[Closed, ...]:
+            return (Closed(1, LR, {0: b"\x5f"}),)
+
+    model = small_model()
+    before = Tunable(model).digest()
+    with pytest.raises(ConfigError, match="round 1 in a log of 0 rounds"), Tuner(model, RECIPES["plain"], Ahead()):
+        pass
+    assert Tunable(model).digest() == before
+
+
+def test_a_loss_that_fails_costs_nothing():
+    """The step is made as if it had not been asked before."""
+
+    def work(link: Link, fails: bool) -> list[Tensor]:
+        model = small_model()
+        loss = loss_of(model)
+        with thinwire.tune(model, RECIPES["several, momentum"], link) as tuner:
+            for r in range(4):
+                if fails and r == 2 and link.rank == 1:
+                    calls = iter(range(4))
+
+                    def third(x: Tensor, calls: Iterator[int] = calls) -> Tensor:
+                        if next(calls) == 3:
+                            raise ValueError("no such row")
+                        return loss(x)
+
+                    with pytest.raises(ValueError, match="no such row"):
+                        tuner.step(third, batch(r, link.rank), lr=LR)
+                tuner.step(loss, batch(r, link.rank), lr=LR)
+        return [p for _, p in Tunable(model).pairs]
+
+    whole, (first, second) = (
+        thinwire.run(2, lambda link: work(link, False)),
+        thinwire.run(2, lambda link: work(link, True)),
+    )
+    assert same(first, second)
+    assert same(first, whole[0])
 
 
 # ---- what a step is
@@ -361,6 +440,15 @@ def test_a_loss_without_a_gradient_is_refused_where_one_is_asked_for():
         pytest.raises(ConfigError, match="no tensor with a gradient"),
     ):
         tuner.step(lambda: float(loss_of(model)(batch(0, 0))), lr=LR)
+
+
+def test_running_statistics_are_refused_beside_gradients_too():
+    model = nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3))
+    with (
+        thinwire.tune(model, thinwire.just_one_byte(), alone(), backward=True) as tuner,
+        pytest.raises(ConfigError, match=r"buffer '1\.\w+' changes"),
+    ):
+        tuner.step(loss_of(model), batch(0, 0), lr=LR)
 
 
 def test_compare_every_is_checked():

@@ -8,18 +8,20 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 from tiny import tiny_run
 
-from thinwire.config import load, loads
+from thinwire.config import SimulatedLink, load, loads
 from thinwire.errors import ConfigError, ThinwireError
 from thinwire.report.record import RunRecord
 from thinwire.train import checkpoint, launch
 from thinwire.train.display import Silent
 from thinwire.train.launch import execute
+from thinwire.units import Duration
 
 SRC = Path(__file__).parents[2] / "src"
 FLAGS = "--task.size 0.2M --context 16 --batch-size 2 --validation-windows 8 --eval-every 10 --method diloco --every 5"
@@ -43,6 +45,18 @@ def test_what_a_run_leaves(tmp_path):
     page = (folder / "report.html").read_text()
     assert page.startswith("<!DOCTYPE html>")
     assert record.digest in page
+
+
+@pytest.mark.parametrize("name", ["ddp", "just_one_byte"])
+def test_a_simulated_run_is_timed_on_its_clock(tmp_path, name):
+    """A step of 2 s, then half a second for what is told; the few bytes of the rest take far less."""
+    link = SimulatedLink(rate="unlimited", delay=Duration(0.5), step_time=Duration(2.0))
+    run = replace(tiny_run(tmp_path, name, {}, steps=4, workers=2), link=link, eval_every=0, checkpoint_every=0)
+    record = execute(run, display=Silent())
+    assert record is not None
+    assert record.seconds >= 4 * 2.5
+    assert all(member.compute_s >= 4 * 2.0 for member in record.members)
+    assert all(4 * 0.5 <= member.wait_s <= record.seconds - 4 * 2.0 for member in record.members)
 
 
 def test_a_new_run_does_not_write_over_an_old_one(tmp_path):

@@ -480,6 +480,11 @@ def test_a_tuned_step_is_of_all_accumulated_batches(tmp_path):
     assert twice.digest != plain.digest
 
 
+def test_a_seed_beside_the_run_s_is_refused():
+    with pytest.raises(ConfigError, match="method just_one_byte has no option 'seed'"):
+        MethodOptions("just_one_byte", {"seed": 4}).build()
+
+
 @pytest.mark.parametrize("answer", ["topology", "pace", "aggregator"])
 def test_answers_that_no_scalar_is_made_for_are_refused(answer):
     words = {"topology": "islands(2)", "pace": "by_speed", "aggregator": "median"}[answer]

@@ -19,6 +19,7 @@ from thinwire.seeds.digests import ascending, digest
 from thinwire.seeds.log import Log
 from thinwire.seeds.rebuild import Check, Stored, audit, rebuild_file
 from thinwire.seeds.seal import is_signed, key_of
+from thinwire.seeds.sums import Sums
 
 _PATH = click.Path(path_type=Path)
 _KEY = click.option("--key", type=_PATH, help="File of 16 bytes or more that only the team has.")
@@ -64,7 +65,7 @@ def export(run: Path, file: Path, seeds: bool, key: Path | None) -> int:
     with _told(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(data)
-    click.echo(f"{file}  {len(data)} bytes, {len(log.rounds)} rounds, {'signed, ' if key else ''}result {found}")
+    click.echo(f"{file}  {len(data)} bytes, {_extent(log)}, {'signed, ' if key else ''}result {found}")
     return DONE
 
 
@@ -86,7 +87,7 @@ def import_(file: Path, base: Path, out: Path, key: Path | None) -> int:
         out.parent.mkdir(parents=True, exist_ok=True)
         found = rebuild_file(log, base, out)
     proved = "the run's own model, to the bit" if log.result else "the log has no digest of it to compare with"
-    click.echo(f"{out}  {len(log.rounds)} rounds, digest {found}: {proved}")
+    click.echo(f"{out}  {_extent(log)}, digest {found}: {proved}")
     return DONE
 
 
@@ -117,11 +118,13 @@ def replay(file: Path, base: Path | None, as_json: bool, key: Path | None) -> in
     wrong = next((check for check in checks if check.found != check.noted), None)
     if wrong is not None:
         last = max((check.rounds for check in checks if check.rounds < wrong.rounds), default=0)
+        after = _extent(log) if log.sums else f"{wrong.rounds} rounds"
         raise StateMismatch(
-            f"after {wrong.rounds} rounds the log gives a model with the digest {wrong.found}",
+            f"after {after} the log gives a model with the digest {wrong.found}",
             expected=f"digest {wrong.noted}, which the run noted then",
-            mend=f"look between rounds {last} and {wrong.rounds}: up to {last} they agree",
-        )
+            mend="have the log written again by another member: sums do not say where they part" if log.sums else
+            f"look between rounds {last} and {wrong.rounds}: up to {last} they agree",
+        )  # fmt: skip
     return DONE
 
 
@@ -160,6 +163,7 @@ def _as_dict(log: Log, checks: list[Check], size: int, signed: bool) -> dict[str
     return {
         "bytes": size, "signed": signed, "rounds": len(log.rounds), "recipe": log.recipe.as_dict(), "base": log.base,
         "result": log.result, "scalar_bytes": _scalar_bytes(log), "changes": _changes(log),
+        "pool": log.sums and {"directions": len(log.sums.values), "taken": _taken(log.sums)},
         "members": {member: vars(said) for member, said in _members(log).items()},
         "checks": [vars(check) for check in checks],
     }  # fmt: skip
@@ -168,10 +172,15 @@ def _as_dict(log: Log, checks: list[Check], size: int, signed: bool) -> dict[str
 def _show(log: Log, checks: list[Check], size: int, signed: str | bool, base: Path | None) -> None:
     console = Console(highlight=False)
     lrs = [closed.lr for closed in log.rounds] or [0.0]
-    rows = {
+    told = {
         "rounds": f"{len(log.rounds)}, learning rates from {min(lrs):g} to {max(lrs):g}",
         "scalars": f"{_scalar_bytes(log)} bytes said, {size} bytes of log",
         "members": f"{len({m for closed in log.rounds for m in closed.codes})}, {_changes(log)} joined or left",
+    }
+    if log.sums:  # which do not say who said what
+        told = {"pool": f"{len(log.sums.values)} directions, {_taken(log.sums)} taken, {size} bytes of log"}
+    rows = {
+        **told,
         "recipe": ", ".join(f"{name}={value!r}" for name, value in log.recipe.as_dict().items()),
         "base": log.base,
         "result": log.result or "not noted",
@@ -184,10 +193,20 @@ def _show(log: Log, checks: list[Check], size: int, signed: str | bool, base: Pa
         table.add_column(heading, justify="right")
     for member, said in _members(log).items():
         table.add_row(str(member), *map(str, vars(said).values()))
-    console.print(table)
+    if not log.sums:
+        console.print(table)
     if base is not None:
         agreed = sum(check.found == check.noted for check in checks)
         console.print(f"replayed on {base}: {agreed} of {len(checks)} noted digests agree", markup=False)
+
+
+def _extent(log: Log) -> str:
+    """How much was closed in it."""
+    return f"a pool of {len(log.sums.values)} directions" if log.sums else f"{len(log.rounds)} rounds"
+
+
+def _taken(sums: Sums) -> int:
+    return sum(map(bool, sums.values))
 
 
 def _scalar_bytes(log: Log) -> int:

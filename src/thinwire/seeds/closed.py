@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import struct
 import zlib
 from collections.abc import Iterable, Mapping
@@ -79,6 +80,14 @@ class Closed:
         joined, left = read.ids(), read.ids()
         read.end()
         return cls(number, lr, codes, joined, left)
+
+
+def digest_of(rounds: Iterable[Closed]) -> str:
+    """One number for rounds in their order, 16 hexadecimal digits."""
+    state = hashlib.blake2b(digest_size=8)
+    for closed in rounds:
+        state.update(closed.to_bytes())
+    return state.hexdigest()
 
 
 def _ascending(members: Iterable[int]) -> tuple[int, ...]:

@@ -49,6 +49,7 @@ def perturbed(w: Tensor, seed: int, name: str, eps: float, noise: Noise = _PLAIN
     return perturbed_all([(name, w)], seed, eps, noise, None if out is None else [out])[0]
 
 
+@torch.inference_mode(mode=False)  # memory that is kept may not be of a caller's inference mode
 def perturbed_all(
     pairs: Named, seed: int, eps: float, noise: Noise = _PLAIN, out: Sequence[Tensor] | None = None
 ) -> list[Tensor]:
@@ -71,6 +72,8 @@ def perturbed_all(
     return list(out)
 
 
+@torch.inference_mode(mode=False)
+@torch.no_grad()
 def perturbed_rows(w: Tensor, rows: Tensor, seed: int, name: str, eps: float, noise: Noise = _PLAIN) -> Tensor:
     """perturbed(w, ...)[rows], without the work for other rows.
 
@@ -78,7 +81,7 @@ def perturbed_rows(w: Tensor, rows: Tensor, seed: int, name: str, eps: float, no
     returns  [m, ...]
     """
     _check_tensors([(name, w)])
-    kept = w.detach()[rows]
+    kept = w.detach().index_select(0, rows)  # refuses rows below 0, as embeddings do
     reached = noise.reaches([seed], [name])
     if not kept.numel() or (reached is not None and not reached[0, 0]):
         return kept
@@ -123,6 +126,7 @@ def apply_all_(
     _walk([(name, w, w) for name, w in pairs], updates, noise, rounding, key)
 
 
+@torch.inference_mode(mode=False)
 @torch.no_grad()
 def project(x: Tensor, name: str, seeds: Sequence[int], noise: Noise = _PLAIN) -> Tensor:
     """<x, z(seed)> for each seed.  float64 [len(seeds)], on x's device"""
@@ -161,6 +165,7 @@ def combined(
     return total
 
 
+@torch.inference_mode(mode=False)  # which turns gradients on
 @torch.no_grad()
 def _walk(
     triples: Sequence[tuple[str, Tensor, Tensor]], updates: Sequence[Update], noise: Noise, rounding: Rounding, key: int

@@ -369,6 +369,7 @@ class Member:
 _MEND = {
     "version": "install the version of thinwire that the run's host has",
     "base": "load the base weights that the run's host has",
+    "frozen": "load the weights around the tuned ones that the run's host has",
     "recipe": "use the options of the run's host",
 }
 

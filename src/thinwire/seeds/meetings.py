@@ -35,6 +35,9 @@ class Meeting(Protocol):
     def backlog(self) -> Iterable[Closed]:
         """Rounds that were closed without this member, in order: to be taken in before it takes part in the next."""
 
+    def local_step(self) -> None:
+        """This member computed its losses: a simulated clock moves on."""
+
     def round(self, number: int, codes: Tensor, lr: float) -> Closed:
         """Tell this member's scalars and hear what counts.
 
@@ -73,9 +76,11 @@ class OverLink:
     def backlog(self) -> Iterable[Closed]:
         return ()
 
+    def local_step(self) -> None:
+        self._link.local_step()
+
     def round(self, number: int, codes: Tensor, lr: float) -> Closed:
         link = self._link
-        link.local_step()
         header = Header(sender=link.rank, round=number, context=self._context, weight=lr)
         packet = Packet("scalars", len(codes), {"codes": codes}, header)
         layout = {"codes": (torch.uint8, len(codes))}

@@ -58,6 +58,7 @@ class Perturber:
         self.together = {name: part for part in _parts(large) for name, _ in part}
         self._memory: dict[tuple[torch.dtype, torch.device], Tensor] = {}
 
+    @torch.inference_mode(mode=False)  # a loss may be computed in it; what is kept must do for others as well
     def room(self, part: list[tuple[str, Tensor]]) -> list[Tensor]:
         """Memory for some parameters of one dtype and device: the same for all parts."""
         first, total = part[0][1], sum(p.numel() for _, p in part)
@@ -84,24 +85,16 @@ class Perturber:
         raises  ConfigError at the end of the block if no parameter was seen: the model was compiled into something that
                 hides them, or another model was called; and if a buffer was written to (running statistics)
         """
-        before = self.tunable.buffer_versions()
         mode = _Perturbing(self, seed, eps)
-        with torch.no_grad(), mode:
-            yield
-        if not mode.seen:
-            raise ConfigError(
-                "no tunable parameter was used while the loss was computed",
-                expected="a loss that calls the model's own modules, without torch.compile or TorchScript around them",
-                mend="compute the loss with the model that was given to tune(), uncompiled",
-            )
-        after = self.tunable.buffer_versions()
-        written = [name for name, version in after.items() if before.get(name, version) != version]
-        if written:
-            raise ConfigError(
-                f"buffer {written[0]!r} changes as the loss is computed",
-                expected="a loss that leaves the model as it was: running statistics would differ between members",
-                mend="model.eval(), or eval() for the layers with running statistics",
-            )
+        with self.tunable.left_alone():
+            with torch.no_grad(), mode:
+                yield
+            if not mode.seen:
+                raise ConfigError(
+                    "no tunable parameter was used while the loss was computed",
+                    expected="a loss that calls the model's own modules, without torch.compile or TorchScript",
+                    mend="compute the loss with the model that was given to tune(), uncompiled",
+                )
 
 
 class _Draws:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from thinwire.errors import DivergedError
+from thinwire.errors import ConfigError, DivergedError
 from thinwire.fragments import digest
 from thinwire.handshake import agree
 from thinwire.links.base import Link
@@ -77,6 +77,7 @@ class PoolTuner:
 
     def __enter__(self) -> PoolTuner:
         facts = {"version": __version__, "model": self._tunable.schema(), "weights": self._log.base}
+        facts["frozen"] = self._log.rest or "nothing"
         told = {name: repr(value) for name, value in asdict(self.options).items()}
         self._context = agree(self._link, {**facts, **told, "state": digest(*self._state()).hex()})
         self._channel = self._link.open("pool")
@@ -178,8 +179,18 @@ class PoolTuner:
 
         raises  ConfigError for another base or another number of seeds
         """
-        require("base", self._log.base, state["base"] == self._log.base, f"base weights of digest {state['base']}")
-        require("seeds", self.options.seeds, len(state["sums"]) == self.options.seeds, f"{len(state['sums'])} seeds")
+        if state["base"] != self._log.base:
+            raise ConfigError(
+                f"the base weights have the digest {self._log.base}",
+                expected=f"digest {state['base']}, of the weights that the state goes with",
+                mend="make the model with the run's base before the tuner, not with what it was tuned to",
+            )
+        if len(state["sums"]) != self.options.seeds:
+            raise ConfigError(
+                f"FedKSeed: seeds={self.options.seeds}",
+                expected=f"{len(state['sums'])} seeds, as in the state",
+                mend=f"FedKSeed(seeds={len(state['sums'])}), or begin anew",
+            )
         self.pool = Pool(state["sums"], state["sizes"], state["picks"], state["rounds"])
         self._built = None if self.pool.rounds else 0
         self.rebuild()

@@ -93,14 +93,15 @@ def audit(tensors: Mapping[str, Tensor], log: Log) -> list[Check]:
     check_base(tensors, log)
     made = list(updates(log))
     numbers = sorted(log.checks)
+    until = {number: number for number in numbers} | {len(log.rounds): len(made)}  # of a pool one update, in no round
     states = {number: Digest() for number in numbers}
     for pairs in _copies(tensors, log.tensors):
         done = 0
         for number in numbers:
-            apply(pairs, made[done:number], log.recipe)
+            apply(pairs, made[done : until[number]], log.recipe)
             for name, work in pairs:
                 states[number].add(name, work)
-            done = number
+            done = until[number]
     return [Check(number, log.checks[number], states[number].hex()) for number in numbers]
 
 
@@ -115,6 +116,10 @@ def rebuild_file(log: Log, base: Path, out: Path) -> str:
     raises   ConfigError for another base, StateMismatch for another result
     """
     base = weights_in(base)
+    if out.is_dir():
+        raise ConfigError(
+            f"{out} is a folder", expected="a file to write", mend=f"--out {out / 'model.safetensors'}"
+        )  # fmt: skip
     if out.exists() and out.samefile(base):
         raise ConfigError(f"{out} is the base itself", expected="another file to write", mend="--out tuned.safetensors")
     made = list(updates(log))

@@ -86,7 +86,10 @@ class SidedTuner:
 
     def __enter__(self) -> SidedTuner:
         facts = {"version": __version__, "recipe": repr(self._recipe), "sides": str(self._sides)}
-        self._context = agree(self._link, {**facts, "model": repr(self.model.specs), "base": self.log.base})
+        self._context = agree(
+            self._link,
+            {**facts, "model": repr(self.model.specs), "base": self.log.base, "frozen": self.log.rest or "nothing"},
+        )
         return self
 
     def __exit__(

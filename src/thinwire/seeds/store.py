@@ -36,7 +36,7 @@ from thinwire.errors import ConfigError, LinkError, PeerLost
 from thinwire.links.joining import host_port
 from thinwire.links.meter import Meter
 from thinwire.links.torch import first_line
-from thinwire.seeds.closed import Closed
+from thinwire.seeds.closed import Closed, digest_of
 from thinwire.seeds.elastic import Member
 from thinwire.seeds.programs import Add, Clock, Delete, Gather, Op, Program, Put, Swap
 from thinwire.seeds.standing import USUAL, Pace
@@ -46,7 +46,7 @@ T = TypeVar("T")
 _log = logging.getLogger("thinwire")
 
 _TELL_AFTER_S = 5.0  # how long a wait stays silent
-_OWN = ("rounds", "weights")  # facts of a member, not of the run
+_OWN = ("rounds", "log", "weights")  # facts of a member, not of the run
 _ANSWERS_S = 10.0  # how long the store may take for an answer that waits for nobody
 
 
@@ -141,10 +141,18 @@ class AtStore:
     def meet(self, facts: Mapping[str, str]) -> Iterator[Closed]:
         """Found the run, or compare with who did.
 
-        facts    what all members share: name -> value; `rounds` and `weights` may differ, `version` is added
+        facts    what all members share: name -> value; `rounds`, `log` (digest_of `past`) and `weights` may differ from
+                 member to member, `version` is added
         returns  the backlog
-        raises   ConfigError naming a fact that differs; LinkError if nobody founds a run
+        raises   ConfigError naming a fact that differs, or if `log` is not `past`; LinkError if nobody founds a run
         """
+        held = digest_of(self._past)
+        if facts.get("log", held) != held:
+            raise ConfigError(
+                f"the tuner has not the log of {len(self._past)} rounds that the meeting was given as `past`",
+                expected="one log: of the weights that this member holds",
+                mend="host or attend(address, past=tuner.log.rounds), after tuner.load_state_dict; or begin both anew",
+            )
         told = {"version": __version__, **{name: value for name, value in facts.items() if name not in _OWN}}
         if self._founds:
             self._run(self._member.found(told, self._past), "the founding")
@@ -173,6 +181,9 @@ class AtStore:
         return ConfigError(
             wrong, expected="a log that the run goes on from", mend="come with the base weights and without a log"
         )
+
+    def local_step(self) -> None:
+        """A store's clock is the wall's, and goes by itself."""
 
     def round(self, number: int, codes: Tensor, lr: float) -> Closed:
         """Take part in a round.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +22,16 @@ class Tunable:
 
     Adapters are tuned alone by freezing the rest. Nothing is copied: `pairs` are the parameters' own memory.
 
-    raises  ConfigError for parameters that no direction can be added to, or two names with one number
+    raises  ConfigError for parameters that no direction can be added to, parts in TorchScript, or two names with one
+            number
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._every_name = dict(model.named_parameters(remove_duplicate=False))
-        self._state = model.state_dict()
+        self._state = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
         self._buffers = dict(model.named_buffers())
+        _check_scripts(model)
         _check(self.parameters)
 
     @property
@@ -62,9 +66,32 @@ class Tunable:
         found = {name: names.get(id(p)) for name, p in self._every_name.items() if name not in self.parameters}
         return {name: tuned for name, tuned in found.items() if tuned is not None}
 
-    def buffer_versions(self) -> dict[str, int]:
-        """A count for each buffer that goes up when it is written to."""
-        return {name: buffer._version for name, buffer in self._buffers.items()}
+    @contextmanager
+    def left_alone(self) -> Iterator[None]:
+        """A loss is computed in the block.
+
+        raises  ConfigError at its end if a buffer was written to: running statistics
+        """
+        before = {name: buffer._version for name, buffer in self._buffers.items()}
+        yield
+        for name, buffer in self._buffers.items():
+            if buffer._version != before[name]:
+                raise ConfigError(
+                    f"buffer {name!r} changes as the loss is computed",
+                    expected="a loss that leaves the model as it was: running statistics would differ between members",
+                    mend="model.eval(), or eval() for the layers with running statistics",
+                )
+
+
+def _check_scripts(model: nn.Module) -> None:
+    """A scripted part computes where nobody can put other values: it would move at random."""
+    for name, part in model.named_modules():
+        if isinstance(part, torch.jit.ScriptModule) and any(p.requires_grad for p in part.parameters()):
+            raise ConfigError(
+                f"{name or 'the model'!r} is TorchScript",
+                expected="modules in Python: perturbed parameters are put where they are used as it runs",
+                mend="give the module that was scripted or traced, or freeze this part",
+            )
 
 
 def _check(parameters: dict[str, nn.Parameter]) -> None:

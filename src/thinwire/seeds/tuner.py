@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from thinwire.errors import ConfigError, DivergedError
 from thinwire.links.base import Link
 from thinwire.seeds import noise
+from thinwire.seeds.closed import digest_of
 from thinwire.seeds.codes import float32
 from thinwire.seeds.directions import apply_all_, project
 from thinwire.seeds.log import Closed, Log
@@ -55,7 +56,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Spent:
-    """Where a member's time went, in seconds of the wall.
+    """Where a member's time went, in seconds of the tuner's clock.
 
     losses_s  perturbing and computing losses (or one loss and its gradient)
     wait_s    in the meeting
@@ -83,19 +84,21 @@ class Tuner:
     backward       compute this member's scalars from a gradient, <grad, z>, instead of from two losses: the same for
                    the others, without the error in eps; takes the memory of training. Each member may choose
     compare_every  rounds between comparisons of all members' weights; 0 for none
-    raises         ConfigError on entering if members differ in model, weights, recipe or version
+    clock          seconds that `spent` counts: the wall's, or a simulated link's
+    raises         ConfigError on entering if members differ in model, weights (frozen ones too), recipe or version
 
     `rounds` counts those that took effect here, `log` has them all, `spent` says where time went.
     """
 
     def __init__(
-        self, model: nn.Module, recipe: Recipe, meeting: Meeting, *, backward: bool = False, compare_every: int = 64
-    ) -> None:
+        self, model: nn.Module, recipe: Recipe, meeting: Meeting, *, backward: bool = False, compare_every: int = 64,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:  # fmt: skip
         if compare_every < 0:
             raise ConfigError(f"compare_every={compare_every}", expected="rounds, or 0 for never", mend="64")
         self.model, self.recipe = model, recipe
         self._tunable, self._meeting = Tunable(model), meeting
-        self._backward, self._compare_every = backward, compare_every
+        self._backward, self._compare_every, self._clock = backward, compare_every, clock
         self._state = recipe.start()
         self._noise, self._eps = noise.parse(recipe.noise), float32(recipe.eps)
         self._perturber = Perturber(self._tunable, self._noise)
@@ -112,8 +115,10 @@ class Tuner:
             "model": self._tunable.schema(),
             "recipe": repr(self.recipe),
             "base": self.log.base,
+            "frozen": self.log.rest or "nothing",
         }
-        for closed in self._meeting.meet({**facts, "rounds": str(self.rounds), "weights": self._tunable.digest()}):
+        own = {"rounds": str(self.rounds), "log": digest_of(self.log.rounds), "weights": self._tunable.digest()}
+        for closed in self._meeting.meet({**facts, **own}):
             self._take_in(closed)
         return self
 
@@ -148,6 +153,7 @@ class Tuner:
             work = partial(loss, *batch)
             mean, scalars = self._along(work, seeds) if self._backward else self._between(work, seeds)
             codes = self.recipe.encode(scalars, self._state, number, self._meeting.member)
+            self._meeting.local_step()
         with self._timed("wait_s"):
             closed = self._meeting.round(number, codes, lr)
         self._take_in(closed)
@@ -176,7 +182,8 @@ class Tuner:
         """<grad L(w), z> for every direction, from one backward pass."""
         parameters = list(self._tunable.parameters.values())
         with torch.enable_grad():
-            value = loss()
+            with self._tunable.left_alone():
+                value = loss()
             if not isinstance(value, Tensor) or not value.requires_grad:
                 raise ConfigError(
                     "the loss is no tensor with a gradient",
@@ -191,11 +198,12 @@ class Tuner:
         return float(value.detach()), total.tolist()
 
     def _take_in(self, closed: Closed) -> None:
+        log = self.log.append(closed)  # raises before anything has changed
         with self._timed("apply_s"):
             recipe = self.recipe
             self._state, update = recipe.step(self._state, closed)
             apply_all_(self._tunable.pairs, [update], self._noise, rounding=recipe.rounding, key=recipe.seed)
-        self.log = self.log.append(closed)
+        self.log = log
         self._silent = 0 if update.seeds else self._silent + 1
         if self._silent == _PATIENCE_ROUNDS:
             raise DivergedError(
@@ -206,21 +214,30 @@ class Tuner:
 
     @contextmanager
     def _timed(self, what: str) -> Iterator[None]:
-        start = time.perf_counter()
+        start = self._clock()
         yield
-        self.spent = replace(self.spent, **{what: getattr(self.spent, what) + time.perf_counter() - start})
+        self.spent = replace(self.spent, **{what: getattr(self.spent, what) + self._clock() - start})
 
     # --- state ---------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """The log; save it beside the model's state."""
-        return {"log": torch.frombuffer(bytearray(self.log.to_bytes()), dtype=torch.uint8)}
+        """The log, and a digest of the weights that it led to; save it beside the model's state."""
+        data = torch.frombuffer(bytearray(self.log.to_bytes()), dtype=torch.uint8)
+        return {"log": data, "weights": self._tunable.digest()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict()`, before the block; the model holds the weights of that moment.
 
-        raises  ConfigError if the log is of another recipe or model
+        raises  ConfigError if the log is of another recipe or model, or the model holds other weights
         """
         log = Log.from_bytes(bytes(state["log"].numpy()))
         log.check(self._tunable.pairs, self.recipe)
+        held = self._tunable.digest()
+        for whose, found, due in (("tuned", held, state["weights"]), ("frozen", self.log.rest, log.rest)):
+            if found != due:
+                raise ConfigError(
+                    f"the model's {whose} tensors have the digest {found or 'of nothing'}",
+                    expected=f"digest {due or 'of nothing'}, of the model after the log's {len(log.rounds)} rounds",
+                    mend="load the model's own state, saved at the same moment, before that of the tuner",
+                )
         self.log, self._state = log, log.state

@@ -80,7 +80,7 @@ def _claim(folder: Path, resume: bool) -> None:
 
 def _simulated(run: Run, link: SimulatedLink, display: Display, resume: bool) -> RunRecord | None:
     rate = None if link.rate == "unlimited" else link.rate.bits_per_s
-    network = Network(rate, rate, link.delay.seconds, link.step_time.seconds)
+    network = Network(rate, rate, latency_s=link.delay.seconds, step_s=link.step_time.seconds)
     torch.set_num_threads(run.threads)
     task = run.task.build(seed=run.seed)  # one for all members: data is only read
     _write_config(run)

@@ -12,8 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from thinwire.links.base import Link
-from thinwire.seeds import tuner as seeds
+from thinwire.seeds.meetings import OverLink
 from thinwire.seeds.recipe import Recipe
+from thinwire.seeds.tuner import Tuner
 from thinwire.synchronizer import Timing
 
 
@@ -26,7 +27,7 @@ class Tuned:
 
     def __init__(self, model: nn.Module, recipe: Recipe, link: Link) -> None:
         self._model = model
-        self._tuner = seeds.tune(model, recipe, link)
+        self._tuner = Tuner(model, recipe, OverLink(link), clock=link.now)
 
     def __enter__(self) -> Tuned:
         self._tuner.__enter__()
