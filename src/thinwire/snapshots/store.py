@@ -31,7 +31,7 @@ from thinwire.snapshots.memory import Attached
 from thinwire.snapshots.shelf import Held
 
 LINGER_S = 3600.0
-_MOST_PATH = 80  # bytes of a folder's name: with the socket's it stays under the systems' limits, 104 and 108
+_MOST_PATH = 86  # bytes of a folder's name: with the socket's it stays under the systems' limits, 104 and 108
 
 
 @dataclass(frozen=True)
