@@ -67,6 +67,7 @@ def test_kill_9_leaves_the_older_whole_snapshot_to_a_new_trainer(tmp_path):
     store = open_store(tmp_path)
     try:
         assert store.keeper == int(pid), "the same keeper"
+        assert os.getsid(store.keeper) == store.keeper, "in a session of its own: Ctrl-C does not reach it"
         (snapshot,) = store.read("me")
         assert (snapshot.version, snapshot.note, snapshot.in_force) == (1, "step 1", True)
         assert np.array_equal(snapshot.parts[0], STATE)
@@ -116,6 +117,15 @@ def test_a_keeper_that_was_killed_is_said_and_replaced(store, tmp_path):
         end(other)
 
 
+def test_a_keeper_that_is_told_to_terminate_frees_its_memory(store):
+    name = store.begin("me", 1, {0: 10})[0]
+    process = psutil.Process(store.keeper)
+    assert exists(name)
+    process.terminate()
+    process.wait(timeout=20)
+    assert not exists(name)
+
+
 def test_a_keeper_without_a_trainer_ends_and_frees_its_memory(tmp_path, monkeypatch):
     """linger_s=0: over at the first look at which no trainer is alive; here none is taken to be."""
     monkeypatch.setattr(keeper, "_LOOK_EVERY_S", 0.0)
@@ -147,8 +157,10 @@ def test_memory_is_freed_once_and_a_name_that_is_gone_is_an_error():
 
 
 def test_too_large_a_snapshot_is_refused_before_it_is_written(store):
-    with pytest.raises(ConfigError, match=f"no room in shared memory for {1 << 50} bytes"):
-        store.begin("me", 1, {0: 1 << 50})
+    system = os.statvfs("/dev/shm")
+    size = system.f_blocks * system.f_frsize + 4096
+    with pytest.raises(ConfigError, match=f"no room in shared memory for {size} bytes"):
+        store.begin("me", 1, {0: size})
     store.write("me", 1, {0: STATE})
 
 
