@@ -1,0 +1,1 @@
+"""Snapshots of a training state in the memory of members: coded over several of them, read after any few are lost."""
