@@ -133,6 +133,18 @@ def test_a_sound_folder_is_verified(call, folder):
     assert call("checkpoint", "verify", "two.safetensors")[1].endswith(": intact\n")
 
 
+def test_a_run_by_seeds_is_inspected_and_verified(call):
+    tuned = ["--method", "just_one_byte", "--samples", 2, "--link", "simulated", "--steps", 4, "--out", "runs/tuned"]
+    call("train", *SMALL, *tuned)
+    assert "by seeds and scalars" in call("checkpoint", "inspect", "runs/tuned")[1]
+    assert call("checkpoint", "verify", "runs/tuned")[1] == "step 4  2 of 2 members intact, and agreed\n"
+    state = checkpoint.load(Path("runs/tuned"), 4, 1)
+    next(iter(state["model"].values())).add_(1)
+    checkpoint.save(Path("runs/tuned"), 4, 1, state)
+    with pytest.raises(ConfigError, match="members do not agree"):
+        call("checkpoint", "verify", "runs/tuned")
+
+
 def test_a_file_at_fault_is_named(call, folder):
     damage(checkpoint.file_of(folder, 8, 1))
     with pytest.raises(ConfigError, match=r"step-00000008/member-1\.safetensors: its digest does not match"):

@@ -17,8 +17,13 @@ from torch import Tensor, nn
 
 import small
 from thinwire.errors import ConfigError
+from thinwire.links.base import Link
+from thinwire.links.local import run as simulate
+from thinwire.links.network import Network
 from thinwire.train import adopting, checkpoint, universal
+from thinwire.train.display import Silent
 from thinwire.train.gathering import check_agree, gather
+from thinwire.train.loop import train
 from thinwire.train.optimizer import OptimizerOptions
 
 
@@ -93,6 +98,8 @@ def test_training_goes_on(four, tmp_path):
         ("diloco", {"every": 50}, "topk(1/4) | int4"),
         ("streaming", {"every": 48, "fragments": 2}, None),
         ("noloco", {"every": 50}, None),
+        ("post_local_sgd", {"switch": 8, "every": 50}, None),  # in its second phase by then
+        ("streaming", {"every": 17, "fragments": 1, "overlap": 1}, None),
     ],
 )
 def test_another_method_or_codec_begins_with_the_same_parameters(four, tmp_path, method, options, codec):
@@ -280,6 +287,24 @@ def test_the_data_position_goes_along_twice(four, tmp_path):
     assert {step for step, _ in drawn} == {0, *range(22, 30)}  # 0: how large is a batch?
     found = gather(tmp_path / "three", step=20)
     assert found.position == (22 + 4) * 3 * 8
+
+
+# ---- the members that go on
+
+
+def each_from(run, starts: list[Path | None]) -> None:
+    def member(link: Link) -> None:
+        train(run, TinyTask(), link, display=Silent(), stops=lambda: False, start=starts[link.rank])
+
+    simulate(len(starts), member, Network(20e6, 20e6, 0.04, 0.05))
+
+
+def test_all_members_go_on_from_the_same(four, tmp_path):
+    run = tiny_run(tmp_path / "on", workers=2, steps=20)
+    with pytest.raises(ConfigError, match="--from"):
+        each_from(run, [made(four), made(four, inner="copy")])
+    with pytest.raises(ConfigError, match="from"):
+        each_from(run, [made(four), None])
 
 
 # ---- the file

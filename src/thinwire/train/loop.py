@@ -63,7 +63,7 @@ def train(
     returns  the record of the run; None if the members stopped before its end
     raises   ConfigError if members were given different runs
     """
-    agree(link, shared_settings(run, resume))
+    agree(link, {**shared_settings(run, resume), "from": "a checkpoint" if start is not None else "the first step"})
     torch.manual_seed(run.seed)
     device = device_of(run)
     model = task.model().to(device)
