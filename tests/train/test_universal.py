@@ -16,6 +16,7 @@ from tiny import TinyTask, Watcher, carry_out, tiny_run
 from torch import Tensor, nn
 
 import small
+from thinwire.config import MethodOptions
 from thinwire.errors import ConfigError
 from thinwire.links.base import Link
 from thinwire.links.local import run as simulate
@@ -290,6 +291,13 @@ def test_the_data_position_goes_along_twice(four, tmp_path):
 
 
 # ---- the members that go on
+
+
+def test_rounds_and_samples_are_counted_from_the_checkpoint_on(four):
+    plan = MethodOptions("diloco", {"every": 4, "pace": "by_speed"}).build()
+    state, _ = adopting.method_state({"samples": 5}, TinyTask().model(), plan, gather(four))
+    assert (state["step"], state["made"], state["counted"]) == (16, 16, [[16, 5]])
+    assert state["pacing"]["since"] == 16  # else a paced round would be due at once
 
 
 def each_from(run, starts: list[Path | None]) -> None:
