@@ -377,6 +377,10 @@ class Synchronizer:
             "committed": self.committed,
             "skipped": self.skipped,
             "fragments": [pack_state(state) for state in states],
+            "layout": [list(self._fragments.names(f)) for f in range(self._fragments.count)],
+            "kind": self._method.payload.kind,
+            "outer": repr(self._method.outer),
+            "consensus": self.has_consensus,
             "under_way": under_way,
         }
 

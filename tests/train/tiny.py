@@ -94,6 +94,7 @@ def carry_out(
     *,
     task: TinyTask | None = None,
     resume: bool = False,
+    start: Path | None = None,
     stop_at_call: int | None = None,
     display: Watcher | None = None,
     network: Network | None = None,
@@ -109,7 +110,7 @@ def carry_out(
             return stop_at_call is not None and link.rank == 1 and calls >= stop_at_call
 
         shown = display if display is not None and link.rank == 0 else Silent()
-        return train(run, task, link, display=shown, stops=stops, resume=resume)
+        return train(run, task, link, display=shown, stops=stops, resume=resume, start=start)
 
     torch.manual_seed(123)  # whatever was drawn before must not matter
     return simulate(run.workers, member, network or Network(20e6, 20e6, 0.04, 0.05))[0]

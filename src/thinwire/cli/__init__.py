@@ -24,6 +24,7 @@ class _Commands(click.Group):
     _PLACES = {  # noqa: RUF012 (a table, never changed)
         "demo": "thinwire.cli.demo",
         "train": "thinwire.cli.train",
+        "checkpoint": "thinwire.cli.checkpoint",
         "compare": "thinwire.cli.compare",
         "methods": "thinwire.cli.parts",
         "codecs": "thinwire.cli.parts",

@@ -12,13 +12,14 @@ from rich.console import Console
 from rich.text import Text
 
 from thinwire.cli import DONE, INTERRUPTED
-from thinwire.config import Run, TorchLink, load, override
+from thinwire.config import Run, TorchLink, load, loads, override
 from thinwire.errors import ConfigError
 from thinwire.report import run_summary
 from thinwire.report.record import RunRecord
 from thinwire.train.display import JsonLines, Terminal
 from thinwire.train.history import NOT_SAVED
 from thinwire.train.launch import CONFIG, REPORT, execute
+from thinwire.train.universal import read
 
 FREE_FLAGS = {"ignore_unknown_options": True, "allow_extra_args": True}
 
@@ -26,13 +27,15 @@ FREE_FLAGS = {"ignore_unknown_options": True, "allow_extra_args": True}
 @click.command(context_settings=FREE_FLAGS)
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[RUN.toml] [--ANY.FIELD VALUE]...")
 @click.option("--resume", metavar="FOLDER", help="Go on from the newest checkpoint in this run's folder.")
+@click.option("--from", "start", metavar="FILE", help="Go on from a universal checkpoint, of whatever group.")
 @click.option("--join", metavar="HOST:PORT", help="Be one member of several machines; member 0 listens there.")
 @click.option("--rank", type=int, help="With --join: this member, from 0.")
 @click.option("--world", type=int, help="With --join: number of members on all machines.")
 @click.option("--json", "as_json", is_flag=True, help="JSON lines on standard output instead of a progress line.")
 def train(
-    words: tuple[str, ...], resume: str | None, join: str | None, rank: int | None, world: int | None, as_json: bool
-) -> int:
+    words: tuple[str, ...], resume: str | None, start: str | None, join: str | None, rank: int | None,
+    world: int | None, as_json: bool,
+) -> int:  # fmt: skip
     """Train a model.
 
     Every field of the configuration is a flag too: --steps 200 --method diloco --every 50 --codec 'topk(1/64) | int4'.
@@ -43,12 +46,16 @@ def train(
     torchrun --nproc-per-node 4 -m thinwire train run.toml
     thinwire train run.toml --join 203.0.113.7:29500 --rank 1 --world 3
     thinwire train --resume runs/run --steps 800     go on, further
+    thinwire train --from run.safetensors --workers 3 --out runs/three     go on with another group
     """
-    run = _joined(_configured(words, resume), join, rank, world)
+    run = _joined(_configured(words, resume, start), join, rank, world)
     console = Console(stderr=as_json)
     display = JsonLines(sys.stdout) if as_json else Terminal(console)
     try:
-        record = execute(run, display=display, resume=resume is not None, machine_readable=as_json)
+        record = execute(
+            run, display=display, resume=resume is not None, start=None if start is None else Path(start),
+            machine_readable=as_json,
+        )  # fmt: skip
     finally:
         display.close()
     if record is None:
@@ -57,12 +64,20 @@ def train(
     return DONE
 
 
-def _configured(words: tuple[str, ...], resume: str | None) -> Run:
+def _configured(words: tuple[str, ...], resume: str | None, start: str | None) -> Run:
     flags = list(words)
+    if resume is not None and start is not None:
+        raise ConfigError(
+            f"--resume {resume} and --from {start}",
+            expected="one of them: --resume for the same group, --from for another",
+            mend="leave one out",
+        )
     if flags and not flags[0].startswith("-"):
         run = load(flags.pop(0))
     elif resume is not None:
         run = load(_file_of(resume))
+    elif start is not None:
+        run = loads(read(Path(start)).config, source=start)
     else:
         run = Run()
     if resume is None:

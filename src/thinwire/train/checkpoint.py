@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import re
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ from thinwire.errors import ConfigError
 
 FORMAT = "thinwire-member-1"
 _KEEP = 2
-_STEP = re.compile(r"step-(\d+)")
+_NO_TENSORS: Mapping[str, None] = defaultdict(lambda: None)
+_STEP, _MEMBER = re.compile(r"step-(\d+)"), re.compile(r"member-(\d+)\.safetensors")
 
 
 def save(folder: Path, step: int, rank: int, state: Mapping[str, Any]) -> Path:
@@ -35,11 +37,60 @@ def save(folder: Path, step: int, rank: int, state: Mapping[str, Any]) -> Path:
     state   nested dicts (string or integer keys) and lists of tensors, numbers, strings and None
     raises  OSError as the file system says it; nothing is left behind then, and older checkpoints stand
     """
-    path = _file(folder, step, rank)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = file_of(folder, step, rank)
     tensors: dict[str, Tensor] = {}
     tree = json.dumps(_pack(state, tensors), allow_nan=True)
-    metadata = {"format": FORMAT, "step": str(step), "state": tree, "digest": _digest(tensors, tree)}
+    metadata = {"format": FORMAT, "step": str(step), "state": tree, "digest": digest(tensors, tree)}
+    write_whole(path, tensors, metadata)
+    for old in sorted(steps(folder, rank))[:-_KEEP]:
+        file_of(folder, old, rank).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # not empty yet, or another member was faster
+            file_of(folder, old, rank).parent.rmdir()
+    return path
+
+
+def load(folder: Path, step: int, rank: int) -> dict[str, Any]:
+    """Read it back, checked against its digest.
+
+    raises  ConfigError if it is missing, of another format or damaged
+    """
+    path = file_of(folder, step, rank)
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (OSError, SafetensorError) as error:
+        raise _unreadable(path, str(error)) from error
+    if metadata.get("format") != FORMAT:
+        raise _unreadable(path, f"format {metadata.get('format')!r}")
+    if metadata.get("digest") != digest(tensors, metadata.get("state", "")):
+        raise _unreadable(path, "its digest does not match: it was changed or damaged")
+    state: dict[str, Any] = _unpack(json.loads(metadata["state"]), tensors)
+    return state
+
+
+def summary(path: Path) -> tuple[dict[str, Any], str]:
+    """A member's state without its tensors, which are None, and the digest that the file notes: read, not checked.
+
+    raises  ConfigError if it is no member's checkpoint
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise _unreadable(path, str(error)) from error
+    if metadata.get("format") != FORMAT:
+        raise _unreadable(path, f"format {metadata.get('format')!r}")
+    state: dict[str, Any] = _unpack(json.loads(metadata["state"]), _NO_TENSORS)
+    return state, metadata.get("digest", "")
+
+
+def write_whole(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file whole or not at all; one of this name is replaced only once the new one is safe.
+
+    raises  OSError as the file system says it; nothing is left behind then
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     try:
         save_file(tensors, partial, metadata)
@@ -51,41 +102,35 @@ def save(folder: Path, step: int, rank: int, state: Mapping[str, Any]) -> Path:
         if isinstance(error, SafetensorError):  # how safetensors reports a full disk
             raise OSError(str(error)) from error
         raise
-    for old in sorted(steps(folder, rank))[:-_KEEP]:
-        _file(folder, old, rank).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # not empty yet, or another member was faster
-            _file(folder, old, rank).parent.rmdir()
-    return path
 
 
-def load(folder: Path, step: int, rank: int) -> dict[str, Any]:
-    """Read it back, checked against its digest.
+def digest(tensors: Mapping[str, Tensor], text: str) -> str:
+    """128 bits of the text and of all tensors' bytes, in the order of their names."""
+    state = hashlib.blake2b(text.encode(), digest_size=16)
+    for name in sorted(tensors):
+        state.update(tensors[name].contiguous().view(-1).view(torch.uint8).numpy().data)
+    return state.hexdigest()
 
-    raises  ConfigError if it is missing, of another format or damaged
-    """
-    path = _file(folder, step, rank)
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (OSError, SafetensorError) as error:
-        raise _unreadable(path, str(error)) from error
-    if metadata.get("format") != FORMAT:
-        raise _unreadable(path, f"format {metadata.get('format')!r}")
-    if metadata.get("digest") != _digest(tensors, metadata.get("state", "")):
-        raise _unreadable(path, "its digest does not match: it was changed or damaged")
-    state: dict[str, Any] = _unpack(json.loads(metadata["state"]), tensors)
-    return state
+
+def file_of(folder: Path, step: int, rank: int) -> Path:
+    """Where a member's state of a step lies."""
+    return folder / "checkpoints" / f"step-{step:08d}" / f"member-{rank}.safetensors"
+
+
+def all_steps(folder: Path) -> dict[int, tuple[int, ...]]:
+    """Steps in ascending order, with the members that have a file of each."""
+    found: dict[int, list[int]] = {}
+    for path in folder.glob("checkpoints/*/member-*.safetensors"):
+        step, member = _STEP.fullmatch(path.parent.name), _MEMBER.fullmatch(path.name)
+        if step and member:
+            found.setdefault(int(step.group(1)), []).append(int(member.group(1)))
+    return {step: tuple(sorted(found[step])) for step in sorted(found)}
 
 
 def steps(folder: Path, rank: int) -> set[int]:
     """Steps of which this member has a file."""
     found = (_STEP.fullmatch(path.parent.name) for path in folder.glob(f"checkpoints/*/member-{rank}.safetensors"))
     return {int(match.group(1)) for match in found if match}
-
-
-def _file(folder: Path, step: int, rank: int) -> Path:
-    return folder / "checkpoints" / f"step-{step:08d}" / f"member-{rank}.safetensors"
 
 
 def _unreadable(path: Path, why: str) -> ConfigError:
@@ -112,16 +157,9 @@ def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
     raise TypeError(f"a checkpoint cannot hold {type(value).__name__}")
 
 
-def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+def _unpack(value: Any, tensors: Mapping[str, Tensor | None]) -> Any:
     if isinstance(value, dict) and "tensor" in value:
         return tensors[value["tensor"]]
     if isinstance(value, dict):
         return {key: _unpack(item, tensors) for key, item in value["items"]}
     return [_unpack(item, tensors) for item in value] if isinstance(value, list) else value
-
-
-def _digest(tensors: Mapping[str, Tensor], tree: str) -> str:
-    state = hashlib.blake2b(tree.encode(), digest_size=16)
-    for name in sorted(tensors):
-        state.update(tensors[name].contiguous().view(-1).view(torch.uint8).numpy().data)
-    return state.hexdigest()

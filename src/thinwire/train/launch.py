@@ -36,10 +36,13 @@ _STOPS = (signal.SIGINT, signal.SIGTERM)
 _STOPPED = (130, -signal.SIGINT)  # a member's exit code after an agreed stop, or a stop before its first step
 
 
-def execute(run: Run, *, display: Display, resume: bool = False, machine_readable: bool = False) -> RunRecord | None:
+def execute(
+    run: Run, *, display: Display, resume: bool = False, start: Path | None = None, machine_readable: bool = False
+) -> RunRecord | None:
     """Carry a run out and leave its record, report and weights in its folder.
 
     display           for the member of this process, or for member 0 of several
+    start             a universal checkpoint to go on from, in a folder of its own
     machine_readable  whether member processes are to write JSON lines, as this one does
     returns           the record; None if the members agreed to stop early
     """
@@ -47,11 +50,11 @@ def execute(run: Run, *, display: Display, resume: bool = False, machine_readabl
     device_of(run)  # refuses a GPU that is not there, and answers that do not fit, before anybody waits for anybody
     run.method.build()
     if isinstance(run.link, SimulatedLink):
-        record = _simulated(run, run.link, display, resume)
+        record = _simulated(run, run.link, display, resume, start)
     elif _is_member(run):
-        record = _as_member(run, run.link, display, resume)
+        record = _as_member(run, run.link, display, resume, start)
     else:
-        return _spawned(run, run.link, resume, machine_readable)
+        return _spawned(run, run.link, resume, start, machine_readable)
     if record is not None and _writes(run):
         leave(run, record)
     return record
@@ -78,7 +81,7 @@ def _claim(folder: Path, resume: bool) -> None:
         )
 
 
-def _simulated(run: Run, link: SimulatedLink, display: Display, resume: bool) -> RunRecord | None:
+def _simulated(run: Run, link: SimulatedLink, display: Display, resume: bool, start: Path | None) -> RunRecord | None:
     rate = None if link.rate == "unlimited" else link.rate.bits_per_s
     network = Network(rate, rate, latency_s=link.delay.seconds, step_s=link.step_time.seconds)
     torch.set_num_threads(run.threads)
@@ -88,7 +91,7 @@ def _simulated(run: Run, link: SimulatedLink, display: Display, resume: bool) ->
 
         def member(each: Link) -> RunRecord | None:
             shown = display if each.rank == 0 else Silent()
-            return train(run, task, each, display=shown, stops=stops, resume=resume)
+            return train(run, task, each, display=shown, stops=stops, resume=resume, start=start)
 
         return simulate(run.workers, member, network)[0]
 
@@ -97,7 +100,7 @@ def _is_member(run: Run) -> bool:
     return "RANK" in os.environ or run.workers == 1
 
 
-def _as_member(run: Run, link: TorchLink, display: Display, resume: bool) -> RunRecord | None:
+def _as_member(run: Run, link: TorchLink, display: Display, resume: bool, start: Path | None) -> RunRecord | None:
     torch.set_num_threads(run.threads)
     task = run.task.build(seed=run.seed)
     backend = link.backend
@@ -117,7 +120,7 @@ def _as_member(run: Run, link: TorchLink, display: Display, resume: bool) -> Run
             _write_config(run)
         shown = display if apart else Silent()
         try:
-            return train(run, task, member, display=shown, stops=stops, resume=resume)
+            return train(run, task, member, display=shown, stops=stops, resume=resume, start=start)
         finally:
             if VARIABLE in os.environ:
                 write_ledger(Path(os.environ[VARIABLE]), member.meter)
@@ -189,7 +192,7 @@ def _stop_signal() -> Iterator[Callable[[], bool]]:
 # ---- processes of this machine
 
 
-def _spawned(run: Run, link: TorchLink, resume: bool, machine_readable: bool) -> RunRecord | None:
+def _spawned(run: Run, link: TorchLink, resume: bool, start: Path | None, machine_readable: bool) -> RunRecord | None:
     """One process a member; member 0 has the terminal, the others write logs into the run's folder."""
     folder = Path(run.out)
     _write_config(run)
@@ -200,6 +203,7 @@ def _spawned(run: Run, link: TorchLink, resume: bool, machine_readable: bool) ->
     command = [sys.executable, "-m", "thinwire", "train", str(folder / CONFIG)]
     command += ["--json"] if machine_readable else []
     command += ["--resume", str(folder)] if resume else []
+    command += ["--from", str(start)] if start is not None else []
     # The parent keeps the meeting point, so that no port is chosen twice and no member has to come first.
     store = TCPStore("127.0.0.1", 0, None, is_master=True, timeout=timedelta(seconds=300), wait_for_workers=False)
     members: list[subprocess.Popen[bytes]] = []

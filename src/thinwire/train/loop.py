@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
-from thinwire.config import Run
+from thinwire.config import Run, dump
 from thinwire.errors import ConfigError, PeerLost, ThinwireError
 from thinwire.handshake import agree
 from thinwire.links.base import Link
@@ -28,6 +28,15 @@ from thinwire.rounds import Outcome, Skipped
 from thinwire.seeds.recipe import Recipe
 from thinwire.synchronizer import Synchronizer, synchronize
 from thinwire.train import checkpoint
+from thinwire.train.adopting import (
+    batches_behind,
+    load_inner,
+    load_parameters,
+    method_state,
+    optimized,
+    plan_from,
+    share_of_history,
+)
 from thinwire.train.display import Display, Silent
 from thinwire.train.history import NOT_SAVED, History, gather_json, make_record, totals
 from thinwire.train.layerwise import Optimizers
@@ -35,23 +44,26 @@ from thinwire.train.resume import common_step, load_model, shared_settings
 from thinwire.train.rollcall import RollCall, Status
 from thinwire.train.tasks import Batch, Task
 from thinwire.train.tuning import Tuned
+from thinwire.train.universal import read, roles
 
 _log = logging.getLogger("thinwire")
 
 
 def train(
-    run: Run, task: Task, link: Link, *, display: Display, stops: Callable[[], bool], resume: bool = False
-) -> RunRecord | None:
+    run: Run, task: Task, link: Link, *, display: Display, stops: Callable[[], bool], resume: bool = False,
+    start: Path | None = None,
+) -> RunRecord | None:  # fmt: skip
     """Train this member to the end of the run.
 
     task     as all members built it from the run
     display  of this member; most are silent
     stops    whether this member was asked to stop; all stop together soon after
     resume   go on from the newest checkpoint that all members have
+    start    go on from this universal checkpoint, of whatever group
     returns  the record of the run; None if the members stopped before its end
     raises   ConfigError if members were given different runs
     """
-    agree(link, shared_settings(run, resume))
+    agree(link, {**shared_settings(run, resume), "from": "a checkpoint" if start is not None else "the first step"})
     torch.manual_seed(run.seed)
     device = device_of(run)
     model = task.model().to(device)
@@ -65,7 +77,7 @@ def train(
         else synchronize(model, optimizers, plan, link, seed=run.seed, observer=session.observe)
     )
     with sync:
-        return session.go(sync, resume)
+        return session.go(sync, resume, start)
 
 
 class _Session:
@@ -81,6 +93,7 @@ class _Session:
         self.before = History()  # of earlier sessions
         self.here = History()
         self.batches = 0  # micro-batches so far
+        self.batch_samples = 0  # of the last one
         self.at = 0  # the step that all members count by; a paced member's own may be ahead of it
         self.calls = RollCall(link)
         self.losses: list[torch.Tensor] = []
@@ -91,13 +104,18 @@ class _Session:
 
     # --- the order of things -------------------------------------------------------------------------------------
 
-    def go(self, sync: Synchronizer | Tuned, resume: bool) -> RunRecord | None:
+    def go(self, sync: Synchronizer | Tuned, resume: bool, start: Path | None) -> RunRecord | None:
         self.sync = sync
+        told: list[str] = []
         if resume:
             self._restore()
+        elif start is not None:
+            told = self._adopt(start)
         self.start = self.link.now()
         parameters = sum(p.numel() for p in self.model.parameters())
         self.display.started(self.run, len(self.link.members), parameters, sync.step)
+        for text in told:
+            self._note("from a checkpoint", text)
         self._tell_lone_steps()
         if isinstance(sync, Tuned):
             self._tell_unused()
@@ -159,6 +177,7 @@ class _Session:
     def _next_batch(self) -> Batch:
         batch = self.task.batch(self.batches, self.link.rank, len(self.link.members)).to(self.device)
         self.batches += 1
+        self.batch_samples = batch.samples
         self.here.samples += batch.samples
         self.here.tokens += batch.tokens
         return batch
@@ -334,6 +353,10 @@ class _Session:
             "random": random,
             "losses": list(self.losses),
             "batches": self.batches,
+            "batch_samples": self.batch_samples,
+            "roles": roles(self.model),
+            "optimized": [optimized(self.model, optimizer) for optimizer in self.optimizers],
+            "config": dump(self.run),
             "history": self._whole().as_dict(),
         }
 
@@ -355,11 +378,32 @@ class _Session:
         self.losses = [loss.to(self.device) for loss in state["losses"]]
         self.evaluations = state["evaluations"]
         self.batches, self.at = state["batches"], step
+        self.batch_samples = state.get("batch_samples", 0)
         self.before = History.from_dict(state["history"])
         # Member 0's for all: after a loss a member may have had to write without.
         calls = gather_json(self.link, {"calls": state["calls"]}, "the roll calls")[self.link.members[0]]["calls"]
         if calls is not None:
             self.calls.load_state_dict(calls)
+
+    def _adopt(self, start: Path) -> list[str]:
+        """Go on from a universal checkpoint; returns what is told of it."""
+        found = read(start)
+        plan = plan_from(found, start, self.run)
+        agree(self.link, {"--from": found.digest})
+        assert isinstance(self.sync, Synchronizer)
+        load_parameters(self.model, found, start)
+        told = [f"step {found.step} of {found.members} members on {len(self.link.members)}", *found.told]
+        told += load_inner(self.optimizers, self.model, found, self.run.optimizer.name)
+        state, lost = method_state(self.sync.state_dict(), self.model, plan, found)
+        self.sync.load_state_dict(state)
+        self.at = found.step
+        torch.manual_seed(mix(self.run.seed, self.link.rank, found.step) >> 1)
+        world = len(self.link.members)
+        self.batch_samples = self.task.batch(0, self.link.rank, world).samples
+        self.batches = batches_behind(found.position, self.batch_samples * world)
+        over = self.batches * self.batch_samples * world - found.position
+        self.before = share_of_history(found, self.link.rank, world)
+        return [*told, *lost, f"data: {found.position} samples are behind the group, {over} more are passed over"]
 
     def _write_base(self) -> None:
         """What a tuned model's log starts from."""
