@@ -15,6 +15,7 @@ from thinwire.config import MethodOptions, load, loads, named_methods
 from thinwire.errors import ConfigError, DivergedError, PeerLost, ThinwireError
 from thinwire.links.base import Link
 from thinwire.links.local import run as simulate
+from thinwire.links.network import Network
 from thinwire.randomness import mix
 from thinwire.seeds.log import Log
 from thinwire.seeds.rebuild import rebuild
@@ -490,3 +491,12 @@ def test_answers_that_no_scalar_is_made_for_are_refused(answer):
     words = {"topology": "islands(2)", "pace": "by_speed", "aggregator": "median"}[answer]
     with pytest.raises(ConfigError, match=f"{answer} = .* for method just_one_byte"):
         MethodOptions("just_one_byte", {answer: words}).build()
+
+
+def test_members_of_unlike_speed_keep_their_calls_and_rounds_apart(tmp_path):
+    """A slow member passes several shared steps at once: a round and a call between them come in another order there."""
+    run = tiny_run(tmp_path, "diloco", {"every": 6, "pace": "by_speed"}, steps=60, eval_every=5, workers=2)
+    record = carry_out(run, network=Network(20e6, 20e6, 0.01, step_s=[0.05, 0.14]))
+    assert record.rounds_committed > 3
+    assert record.members[0].samples > 2 * record.members[1].samples
+    assert not [event for event in record.events if event.kind != "steps after the last round"]

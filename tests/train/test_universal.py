@@ -304,7 +304,7 @@ def each_from(run, starts: list[Path | None]) -> None:
     def member(link: Link) -> None:
         train(run, TinyTask(), link, display=Silent(), stops=lambda: False, start=starts[link.rank])
 
-    simulate(len(starts), member, Network(20e6, 20e6, 0.04, 0.05))
+    simulate(len(starts), member, Network(20e6, 20e6, 0.04, step_s=0.05))
 
 
 def test_all_members_go_on_from_the_same(four, tmp_path):

@@ -113,4 +113,4 @@ def carry_out(
         return train(run, task, link, display=shown, stops=stops, resume=resume, start=start)
 
     torch.manual_seed(123)  # whatever was drawn before must not matter
-    return simulate(run.workers, member, network or Network(20e6, 20e6, 0.04, 0.05))[0]
+    return simulate(run.workers, member, network or Network(20e6, 20e6, 0.04, step_s=0.05))[0]

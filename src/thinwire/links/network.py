@@ -13,7 +13,7 @@ import hashlib
 import math
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from statistics import NormalDist
 
 from thinwire.errors import ConfigError
@@ -40,6 +40,7 @@ class Network:
     up_bits_per_s: float | Sequence[float] | None = None
     down_bits_per_s: float | Sequence[float] | None = None
     latency_s: float | Sequence[float] = 0.0
+    _: KW_ONLY
     jitter: float = 0.0
     step_s: float | Sequence[float] = 0.0
     patience_s: float = 24 * 3600.0

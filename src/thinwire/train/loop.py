@@ -188,8 +188,12 @@ class _Session:
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def _after_step(self) -> None:
-        """Whatever is due at the steps passed, in the same order on all members."""
-        for step in range(self.at + 1, min(self.sync.step, self.run.steps) + 1):
+        """Whatever is due at the steps passed, in the same order on all members.
+
+        A paced member may pass several steps at once, and a round among them: what is due before it waits for it.
+        """
+        reached = self.run.steps if self.sync.step >= self.run.steps else self.sync.common_step
+        for step in range(self.at + 1, reached + 1):
             if self.asked_to_stop or self.time_is_up:
                 return
             self.at = step

@@ -47,6 +47,8 @@ class RollCall:
 
     def __init__(self, link: Link) -> None:
         self._link = link
+        # One channel for all calls: where members' local steps are unlike, rounds begin between other calls for each.
+        self._channel = link.open("roll call")
         self._asked: Handle[dict[int, Status]] | None = None
         self._every = self._next = 1
         self._before: Status | None = None
@@ -94,7 +96,7 @@ class RollCall:
         self._before = None if state["before"] is None else Status(**state["before"])
 
     def _ask(self, status: Status) -> Handle[dict[int, Status]]:
-        link, channel = self._link, self._link.open("roll call")
+        link, channel = self._link, self._channel
         text = torch.frombuffer(bytearray(json.dumps(asdict(status)).encode()), dtype=torch.uint8)
         packet = Packet("json", 0, {"text": text}, Header(kind=Kind.HELLO, sender=link.rank, round=status.step))
 
