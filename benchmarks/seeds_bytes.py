@@ -89,8 +89,8 @@ def main() -> None:
             f"| {interface / payload:.2f} | {rounds} |"
         )
         print(lines[-1], flush=True)
-    if args.out:
-        args.out.write_text("\n".join(lines) + "\n")
+        if args.out:
+            args.out.write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

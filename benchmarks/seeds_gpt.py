@@ -4,8 +4,8 @@
 
 A byte-level GPT of 0.9M parameters learns Python's own language reference (AdamW, one process), and is then tuned to
 DATA.txt by four members on the local link, batches of 8 windows of 64 a member. Loss is on held-out windows of
-DATA.txt. Bytes are those of all packets that a member sent. One gradient is counted as three forward passes. Learning
-rates were chosen on another seed among those below (--tune prints them).
+DATA.txt. Bytes are those of all packets that a member sent. One gradient is counted as three forward passes. --tune
+tries other learning rates on another seed; the table says whether that was done.
 
 A run that is done is a line of results/seeds_gpt.jsonl and is not done again.
 """
@@ -191,6 +191,8 @@ def _markdown(lines: list[dict[str, Any]], before: float, args: argparse.Namespa
                 f"| {one['sent_bytes'] / one['steps']:,.0f} | {len(found)} |"
             )
     tried = [line for line in lines if line["seed"] == TUNED]
+    if not tried:
+        told += ["", "Learning rates are first guesses: no others were tried."]
     if tried:
         told += ["", "Learning rates tried on another seed, and their losses:", ""]
         for name in dict.fromkeys(line["name"] for line in tried):
