@@ -58,7 +58,7 @@ def test_a_misspelt_command():
         cli.main(["trian"], standalone_mode=False)
     assert str(caught.value) == (
         "there is no command 'trian'\n"
-        "  expected  one of: codecs, compare, demo, doctor, lab, methods, train\n"
+        "  expected  one of: checkpoint, codecs, compare, demo, doctor, export, import, lab, methods, replay, train\n"
         "  mend      did you mean 'train'?"
     )
 

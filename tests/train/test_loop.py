@@ -494,7 +494,7 @@ def test_answers_that_no_scalar_is_made_for_are_refused(answer):
 
 
 def test_members_of_unlike_speed_keep_their_calls_and_rounds_apart(tmp_path):
-    """A slow member passes several shared steps at once: a round and a call between them come in another order there."""
+    """A slow member passes several shared steps at once: a round and a call among them come in another order."""
     run = tiny_run(tmp_path, "diloco", {"every": 6, "pace": "by_speed"}, steps=60, eval_every=5, workers=2)
     record = carry_out(run, network=Network(20e6, 20e6, 0.01, step_s=[0.05, 0.14]))
     assert record.rounds_committed > 3

@@ -25,7 +25,7 @@ _PATH = click.Path(path_type=Path)
 
 @click.group()
 def checkpoint() -> None:
-    """Look at checkpoints, check them, and make them fit another group."""
+    """Look at checkpoints, check or convert them."""
 
 
 @checkpoint.command()

@@ -46,7 +46,7 @@ def train(
     torchrun --nproc-per-node 4 -m thinwire train run.toml
     thinwire train run.toml --join 203.0.113.7:29500 --rank 1 --world 3
     thinwire train --resume runs/run --steps 800     go on, further
-    thinwire train --from run.safetensors --workers 3 --out runs/three     go on with another group
+    thinwire train --from all.safetensors --workers 3   go on with another group
     """
     run = _joined(_configured(words, resume, start), join, rank, world)
     console = Console(stderr=as_json)
