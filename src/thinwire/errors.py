@@ -4,7 +4,8 @@
     ├── ConfigError        the request: an option, a composition, members that do not fit together
     ├── PacketError        bytes that cannot be right, with the offset and the reason
     ├── LinkError          the wire
-    │   └── PeerLost       a member that left or stopped answering, by rank
+    │   ├── PeerLost       a member that left or stopped answering, by rank
+    │   └── MeetingLost    no group forms: the meeting place, or enough members, cannot be reached
     ├── StateMismatch      members that should agree bit for bit and do not, by rank
     └── DivergedError      the learning: updates that are no longer finite
 
@@ -88,6 +89,10 @@ class PeerLost(LinkError):
             expected="every member to answer within the time limit",
             mend="see that member's own output; nothing committed is lost: resume all members from the last checkpoint",
         )
+
+
+class MeetingLost(LinkError):
+    """No gathering formed within the time limit. What was committed is kept, and one may ask again."""
 
 
 class StateMismatch(ThinwireError):

@@ -1,0 +1,1 @@
+"""Members that come, go and crash: a group that changes, under methods that do not know it."""
