@@ -27,7 +27,7 @@ FLOORS: list[set[str]] = [
     {"island"},
     {"methods", "rounds", "buffers", "ensembles", "stability"},
     {"snapshot", "inner"},
-    {"synchronizer", "hooks", "pushes", "decentralized", "seeds", "snapshots"},
+    {"synchronizer", "hooks", "pushes", "decentralized", "seeds", "snapshots", "watch"},
     {"integrations"},
 ]
 #: Imports inside functions that point back, and why they may: each breaks a cycle that is in the thing itself.

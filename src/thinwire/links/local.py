@@ -28,7 +28,8 @@ from torch import Tensor
 from thinwire.errors import ConfigError, PeerLost
 from thinwire.links.base import Link
 from thinwire.links.meter import Meter
-from thinwire.links.network import Address, Network, Wires, each
+from thinwire.links.network import SMALL_BYTES, Address, Network, Wires, each
+from thinwire.links.timings import Timings
 
 T = TypeVar("T")
 
@@ -69,6 +70,7 @@ class _Message:
     address: Address
     buffer: Tensor
     due: float
+    first: float = 0.0  # when its first bit was there
     landed: bool = False
 
 
@@ -222,14 +224,14 @@ class _Simulation:
     def _land(self, message: _Message, first: float) -> None:
         """The first bit is at the receiver's down-link: from here on it is known when the last one will be there."""
         message.due = self.wires.arrive(message.address[3], message.buffer.numel(), first, message.due)
-        message.landed = True
+        message.landed, message.first = True, first
         receiver = self.awaited.pop(message.address, None)
         if receiver is not None:
             del receiver.awaits[message.address[2]]
             if not receiver.awaits:
                 self._ask(receiver)
 
-    def receive(self, channel: int, turns: Mapping[int, int], what: str) -> dict[int, Tensor]:
+    def receive(self, channel: int, turns: Mapping[int, int], what: str, timings: Timings) -> dict[int, Tensor]:
         actor, mail = self.me, self.mail
         keys = {rank: (channel, turn, rank, actor.rank) for rank, turn in turns.items()}
         actor.awaits = {rank: key for rank, key in keys.items() if not (key in mail and mail[key].landed)}
@@ -256,7 +258,10 @@ class _Simulation:
                 raise PeerLost(gone, during=what, why=self.left[gone[0]][0])
             assert not in_time
             raise PeerLost(missing, during=what, why=f"no answer within {self.patience_s:g} simulated seconds")
-        return {rank: mail.pop(key).buffer.clone() for rank, key in keys.items()}  # others may share it
+        mails = {rank: mail.pop(key) for rank, key in keys.items()}
+        for rank, message in mails.items():
+            timings.took(rank, message.buffer.numel(), message.due - message.first)
+        return {rank: message.buffer.clone() for rank, message in mails.items()}  # others may share it
 
 
 class _Job(Generic[T]):
@@ -283,8 +288,9 @@ class _Job(Generic[T]):
 
 
 class _LocalChannel:
-    def __init__(self, simulation: _Simulation, meter: Meter, number: int, purpose: str) -> None:
-        self._simulation, self._meter, self._number, self._purpose = simulation, meter, number, purpose
+    def __init__(self, link: _LocalLink, number: int, purpose: str) -> None:
+        self._simulation, self._meter, self._timings = link.simulation, link.meter, link.timings
+        self._number, self._purpose = number, purpose
         self._sent: Counter[int] = Counter()
         self._received: Counter[int] = Counter()
 
@@ -292,7 +298,8 @@ class _LocalChannel:
         copies = {id(buffer): buffer.clone() for buffer in outgoing.values()}  # one that goes to all is copied once
         for rank, buffer in outgoing.items():
             self._simulation.send(self._number, self._sent[rank], rank, copies[id(buffer)])
-        arrived = self._simulation.receive(self._number, {rank: self._received[rank] for rank in incoming}, what)
+        turns = {rank: self._received[rank] for rank in incoming}
+        arrived = self._simulation.receive(self._number, turns, what, self._timings)
         self._sent.update(outgoing.keys())
         self._received.update(incoming.keys())
         self._meter.count(
@@ -309,6 +316,7 @@ class _LocalLink:
     simulation: _Simulation
     rank: int
     meter: Meter = field(default_factory=Meter)
+    timings: Timings = field(default_factory=lambda: Timings(least_bytes=SMALL_BYTES + 1))
     opened: int = 0
 
     @property
@@ -317,7 +325,7 @@ class _LocalLink:
 
     def open(self, purpose: str) -> _LocalChannel:
         number, self.opened = self.opened, self.opened + 1
-        return _LocalChannel(self.simulation, self.meter, number, purpose)
+        return _LocalChannel(self, number, purpose)
 
     def spawn(self, job: Callable[[], T], name: str) -> _Job[T]:
         return self.simulation.start(self.rank, self.now(), job)
