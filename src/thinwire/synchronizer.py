@@ -181,7 +181,7 @@ class Synchronizer:
             self._terms = Terms(agree(self._link, self._facts()), self._seed)
         else:
             self._regroup(None)
-            self._met = False
+            self._met = self._ended = False  # in a round that the others did again: they meet after the next one
         for optimizer in self._inner.all:
             self._hooks.append(optimizer.register_step_pre_hook(self._before_step))
             self._hooks.append(optimizer.register_step_post_hook(self._after_step))
@@ -953,6 +953,9 @@ class Synchronizer:
         self.committed += 1
         patience = _PATIENCE_SCALED if self._scales_gradients else _PATIENCE_ROUNDS
         for rank in sorted(set(due) - set(outcome.ranks)):
+            if self._group is not None and state.idle[rank] == 1:
+                _log.info("round %d: %s had nothing to say", outcome.round, self._group.link.names[rank])
+                continue
             _log.warning("round %d: member %d had no finite values and was left out", outcome.round, rank)
             if state.idle[rank] >= patience:
                 raise DivergedError(
