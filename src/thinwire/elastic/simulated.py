@@ -55,11 +55,11 @@ class SimulatedMeeting:
 
     def meet(self, *, broken: bool = False) -> Gathering:
         world = self._world
-        give_up_s = world.actors.me.time_s + world.plan.meeting_limit_s
+        give_up_s = self.now() + world.plan.meeting_limit_s
         if broken:
             self._failed = True
             self._leave("it gave up this gathering")
-        while (left_s := give_up_s - world.actors.me.time_s) > 0:
+        while (left_s := give_up_s - self.now()) > 0:
             with self._process.at("meeting"):
                 quorum = world.lighthouse.ask(self.name, failed=self._failed, limit_s=left_s)
             if quorum is None:
@@ -83,6 +83,9 @@ class SimulatedMeeting:
             expected="enough members, and a lighthouse that can be reached",
             mend="ask again, or start more members",
         )
+
+    def now(self) -> float:
+        return self._world.actors.me.time_s
 
     def close(self) -> None:
         self._leave("it left")
