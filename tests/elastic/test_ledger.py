@@ -28,7 +28,7 @@ def test_a_lease_is_dealt_once():
 
 def test_what_is_not_used_is_free_again():
     ledger = Ledger(100, block=4).dealt(["a", "b"])
-    after, done = ledger.committed({"a": (3, 0), "b": (5, 0)})
+    after, done = ledger.committed({"a": 3, "b": 5})
     assert done == {"a": ((0, 3),), "b": ((4, 4), (12, 1))}
     assert after.done == ((0, 3), (4, 4), (12, 1))
     assert row(after.dealt(["b"]), "b", 6) == [3, 8, 9, 10, 11, 13]
@@ -37,16 +37,16 @@ def test_what_is_not_used_is_free_again():
 def test_the_last_units_are_everybodys():
     ledger = Ledger(100, block=50, end=104, done=((0, 100),)).dealt(["a", "b"])
     assert (row(ledger, "a", 9), row(ledger, "b", 9)) == ([100, 101], [102, 103])
-    full, _ = ledger.committed({"a": (2, 0), "b": (2, 0)})
+    full, _ = ledger.committed({"a": 2, "b": 2})
     assert (full.is_full, full.epochs, full.units_done) == (True, 1, 104)
 
 
 def test_units_in_hand_beside_a_round_stay_ones_own():
-    books = [Book(Ledger(100, block=4), name, reserve=2) for name in "ab"]
+    books = [Book(Ledger(100, block=4, reserve=2), name) for name in "ab"]
     assert [books[0].take("ab") for _ in range(3)] == [0, 1, 2]
     assert [books[1].take("ab") for _ in range(2)] == [4, 5]
     told = {rank: book.tell("ab") for rank, book in enumerate(books)}
-    assert told == {0: (0, 3, 2), 1: (0, 2, 2)}
+    assert told == {0: (0, 3), 1: (0, 2)}
     assert [books[0].take("ab") for _ in range(3)] == [3, 8, None], "no more than was said"
     assert books[1].take("ab") == 6
     for book in books:
@@ -58,13 +58,13 @@ def test_units_in_hand_beside_a_round_stay_ones_own():
 
 
 def test_a_skipped_round_frees_the_hand():
-    book = Book(Ledger(100, block=4), "a", reserve=1)
+    book = Book(Ledger(100, block=4, reserve=1), "a")
     book.take("a")
     book.tell("a")
     assert [book.take("a"), book.take("a")] == [1, None]
     book.skipped()
     assert book.take("a") == 2
-    assert book.tell("a") == (0, 3, 1)
+    assert book.tell("a") == (0, 3)
 
 
 def test_who_abstains_has_done_nothing():
@@ -89,20 +89,30 @@ def test_one_who_came_after_the_lease_has_nothing_until_a_round_commits():
 
 
 def test_the_state_goes_there_and_back():
-    ledger = Ledger(7, 3, 90, 2, ((0, 4), (9, 1)), ("a",), {"a": ((20, 2),)})
+    ledger = Ledger(7, 3, 90, 1, 2, ((0, 4), (9, 1)), ("a",), {"a": ((20, 2),)}, "c0ffee")
     assert Ledger.from_state(ledger.state_dict()) == ledger
     assert ledger.state_dict()["done"] == [[0, 4], [9, 1]], "plain values"
 
 
 def test_a_claim_beyond_the_lease_is_refused():
     with pytest.raises(StateMismatch, match="member a has worked on 3 units, lease 0 holds 2 for it"):
-        Ledger(5, end=2).dealt(["a"]).committed({"a": (3, 0)})
+        Ledger(5, end=2).dealt(["a"]).committed({"a": 3})
 
 
 def test_units_of_another_lease_are_refused():
     book = Book(Ledger(5), "a")
     with pytest.raises(StateMismatch, match="member b has units of lease 3, and lease 0 is in force"):
-        book.hear("ab", {0: (0, 0, 0), 1: (3, 1, 0)}, (0, 1))
+        book.hear("ab", {0: (0, 0), 1: (3, 1)}, (0, 1))
+
+
+def test_the_chain_is_of_all_that_was_done():
+    ledger = Ledger(9, block=2)
+    ways = [{"a": 1, "b": 1}, {"a": 2, "b": 1}, {"a": 1}]
+    chains = {ledger.dealt(["a", "b"]).committed(told)[0].chain for told in ways}
+    assert len(chains) == 3
+    again, _ = ledger.dealt(["a", "b"]).committed({"b": 1, "a": 1})
+    assert again.chain in chains
+    assert again.dealt(["a"]).committed({"a": 0})[0].chain not in chains
 
 
 def test_nothing_is_done_twice():
@@ -140,7 +150,7 @@ class World:
     def __init__(self, reserve: int, end: int) -> None:
         self.names = ["m0", "m1"]
         self.reserve, self.made, self.end = reserve, 2, end
-        self.books = {name: Book(Ledger(10, 3, end), name, reserve=reserve) for name in self.names}
+        self.books = {name: Book(Ledger(10, 3, end, reserve), name) for name in self.names}
         self.done: dict[int, str] = {}
         self.lost = self.worked = 0
         self.hands: dict[str, list[int]] = {name: [] for name in self.names}
@@ -152,20 +162,25 @@ class World:
                 self.worked += 1
                 self.hands[name].append(unit)
 
-    def join(self) -> None:
-        """Members meet after a commit, or as a round fails that all have begun; the newcomer is given their ledger."""
+    def meet(self) -> None:
+        """Members meet after a commit, or as a round fails that all of them have begun."""
         if any(book.ledger.leased for book in self.books.values()):
-            for each_name in self.names:
-                self.books[each_name].tell(self.names)
-                self.books[each_name].skipped()
+            for name in self.names:
+                self.books[name].tell(self.names)
+                self.books[name].skipped()
+
+    def join(self) -> None:
+        """The newcomer is given a member's ledger."""
+        self.meet()
         name, self.made = f"m{self.made}", self.made + 1
-        book = Book(Ledger(10), name, reserve=self.reserve)
+        book = Book(Ledger(10), name)
         book.load_state_dict(self.books[self.names[0]].state_dict())
         self.names.insert(self.made % (len(self.names) + 1), name)
         self.books[name], self.hands[name] = book, []
 
     def crash(self, index: int) -> None:
         if len(self.names) > 1:
+            self.meet()
             name = self.names.pop(index % len(self.names))
             del self.books[name]
             self.lost += len(self.hands.pop(name))
@@ -177,7 +192,7 @@ class World:
             self.work(name, count if self.reserve else 0)
         ranks = [r for r in range(len(self.names)) if silent is None or r != silent % len(self.names)]
         heard = [self.books[name].hear(self.names, told, ranks) for name in self.names]
-        assert all(each_ == heard[0] for each_ in heard)
+        assert all(one == heard[0] for one in heard)
         assert len({str(book.state_dict()) for book in self.books.values()}) == 1
         for rank, name in enumerate(self.names):
             if rank not in ranks:

@@ -16,6 +16,8 @@ Source  resilience-and-planning, 0 and 1.5 (leases, I2, I3).
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -36,19 +38,23 @@ class Ledger:
     units_per_epoch  how many units an epoch has
     block            units that are dealt at once: about as many as a member takes from round to round
     end              the run has this many units; None: it does not end by units
+    reserve          units that a member may take beside a round under way: those of `overlap` local steps
     commits          how often units were committed: the number of the lease
     done             units that are done, ascending, apart
     leased           to whom the lease was dealt, by rank; (): to those who are there when the next unit is taken
-    kept             units that a member had in hand beyond what it contributed; they come first in its lease
+    kept             units that a member may have in hand beyond what it contributed; they come first in its lease
+    chain            digest of everything that was ever done, and in which order: what a log is proved by
     """
 
     units_per_epoch: int
     block: int = 1
     end: int | None = None
+    reserve: int = 0
     commits: int = 0
     done: Runs = ()
     leased: tuple[str, ...] = ()
     kept: Mapping[str, Runs] = field(default_factory=dict)
+    chain: str = ""
 
     def __post_init__(self) -> None:
         for name in ("units_per_epoch", "block"):
@@ -81,18 +87,18 @@ class Ledger:
                 at += length
             position += count
 
-    def committed(self, told: Mapping[str, tuple[int, int]]) -> tuple[Ledger, dict[str, Runs]]:
+    def committed(self, told: Mapping[str, int]) -> tuple[Ledger, dict[str, Runs]]:
         """After a round.
 
-        told     who contributed -> how many units of its lease went into that, how many more it had in hand then
+        told     who contributed -> how many units of its lease went into that
         returns  the new state, and which units each of them has done
         raises   StateMismatch if a member claims more than its lease holds: members do not mean the same lease
         """
         done: dict[str, Runs] = {}
         kept: dict[str, Runs] = {}
         for name in sorted(told):
-            used, more = told[name]
-            row = tuple(first_units(self.lease(name), used + more))
+            used = told[name]
+            row = tuple(first_units(self.lease(name), used + self.reserve))
             if size(row) < used:
                 raise StateMismatch(
                     f"member {name} has worked on {used} units, lease {self.commits} holds {size(row)} for it",
@@ -104,7 +110,8 @@ class Ledger:
             if rest:
                 kept[name] = rest
         after = united(self.done, *done.values())
-        return replace(self, commits=self.commits + 1, done=after, leased=(), kept=kept), done
+        chain = link_of(self.chain, done)
+        return replace(self, commits=self.commits + 1, done=after, leased=(), kept=kept, chain=chain), done
 
     @property
     def below(self) -> int:
@@ -132,18 +139,21 @@ class Ledger:
             "units_per_epoch": self.units_per_epoch,
             "block": self.block,
             "end": self.end,
+            "reserve": self.reserve,
             "commits": self.commits,
             "done": [list(run) for run in self.done],
             "leased": list(self.leased),
             "kept": {name: [list(run) for run in self.kept[name]] for name in sorted(self.kept)},
+            "chain": self.chain,
         }
 
     @staticmethod
     def from_state(state: Mapping[str, Any]) -> Ledger:
         """The inverse of `state_dict`."""
         return Ledger(
-            state["units_per_epoch"], state["block"], state["end"], state["commits"], _runs(state["done"]),
-            tuple(state["leased"]), {name: _runs(runs) for name, runs in state["kept"].items()},
+            state["units_per_epoch"], state["block"], state["end"], state["reserve"], state["commits"],
+            _runs(state["done"]), tuple(state["leased"]),
+            {name: _runs(runs) for name, runs in state["kept"].items()}, state["chain"],
         )  # fmt: skip
 
     def _block(self, taken: Runs) -> int:
@@ -155,16 +165,12 @@ class Ledger:
 
 
 class Book:
-    """A member's copy of the ledger, and what it has in hand; the session's, for one member.
+    """A member's copy of the ledger, and what it has in hand."""
 
-    name     of the member
-    reserve  units that it may take beside a round under way: those of `overlap` local steps
-    """
-
-    def __init__(self, ledger: Ledger, name: str, *, reserve: int = 0) -> None:
-        self.ledger, self.name, self.reserve = ledger, name, reserve
+    def __init__(self, ledger: Ledger, name: str) -> None:
+        self.ledger, self.name = ledger, name
         self.taken = 0  # of the present lease
-        self._told: tuple[int, int] | None = None
+        self._carried: int | None = None  # by the round under way
         self._row: Iterator[int] | None = None
 
     def take(self, names: Sequence[str]) -> int | None:
@@ -175,18 +181,18 @@ class Book:
         if self._row is None:
             self.ledger = self.ledger.dealt(names)
             self._row = islice(each(self.ledger.lease(self.name)), self.taken, None)
-        assert self._row is not None
-        if self._told is not None and self._told[1] and self.taken >= sum(self._told):
+        reserve = self.ledger.reserve
+        if self._carried is not None and reserve and self.taken >= self._carried + reserve:
             return None
         unit = next(self._row, None)
         self.taken += unit is not None
         return unit
 
-    def tell(self, names: Sequence[str]) -> tuple[int, int, int]:
-        """As a round begins: lease, units whose learning it carries, units that may be taken until it ends."""
+    def tell(self, names: Sequence[str]) -> tuple[int, int]:
+        """As a round begins: number of the lease, units whose learning the round carries."""
         self.ledger = self.ledger.dealt(names)
-        self._told = (self.taken, self.reserve)
-        return (self.ledger.commits, *self._told)
+        self._carried = self.taken
+        return self.ledger.commits, self.taken
 
     def hear(self, names: Sequence[str], told: Mapping[int, Sequence[int]], ranks: Iterable[int]) -> dict[str, Runs]:
         """A round has committed.
@@ -199,23 +205,23 @@ class Book:
         """
         counted = {}
         for rank in ranks:
-            number, used, more = told[rank][:3]
+            number, used = told[rank][:2]
             if used and number != self.ledger.commits:
                 raise StateMismatch(
                     f"member {names[rank]} has units of lease {number}, and lease {self.ledger.commits} is in force",
                     expected="units of one lease in one round",
                     mend="restart that member: it is given the state of the others",
                 )
-            counted[names[rank]] = (used, more) if number == self.ledger.commits else (0, 0)
+            counted[names[rank]] = used
         mine = counted.get(self.name)
         self.ledger, done = self.ledger.committed(counted)
-        self.taken = 0 if mine is None else max(0, self.taken - mine[0])
-        self._told = self._row = None
+        self.taken = 0 if mine is None else max(0, self.taken - mine)
+        self._carried = self._row = None
         return done
 
     def skipped(self) -> None:
         """The round under way came to nothing: what it was to carry goes with the next."""
-        self._told = None
+        self._carried = None
 
     def state_dict(self) -> dict[str, Any]:
         """What all members hold alike."""
@@ -223,7 +229,13 @@ class Book:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take the others' ledger; this member has nothing in hand then."""
-        self.ledger, self.taken, self._told, self._row = Ledger.from_state(state), 0, None, None
+        self.ledger, self.taken, self._carried, self._row = Ledger.from_state(state), 0, None, None
+
+
+def link_of(chain: str, done: Mapping[str, Runs]) -> str:
+    """The chain after these units were done."""
+    words = json.dumps([chain, {name: [list(run) for run in done[name]] for name in sorted(done)}])
+    return hashlib.blake2b(words.encode(), digest_size=16).hexdigest()
 
 
 def united(*runs: Runs) -> Runs:

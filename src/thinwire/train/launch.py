@@ -28,7 +28,8 @@ from thinwire.links.network import Network
 from thinwire.report import write_report
 from thinwire.report.record import RunRecord
 from thinwire.train.display import Display, Silent
-from thinwire.train.loop import device_of, not_written, train
+from thinwire.train.loop import train
+from thinwire.train.steps import device_of, not_written
 
 RECORD, REPORT, CONFIG = "record.json", "report.html", "run.toml"
 _GRACE_S = 20.0  # what members have to end by themselves after another one failed
