@@ -132,6 +132,11 @@ class Board:
         with self._lock:
             self._findings.append({"at": self._clock(), "kind": kind, "who": who, "evidence": evidence})
 
+    def run(self) -> dict[str, Any]:
+        """For `GET /run`: what a newcomer must know, and where else it may ask."""
+        with self._lock:
+            return {**self.facts, **self._run, "members": {name: self._address(name) for name in self._names}}
+
     def own(self) -> dict[str, Any]:
         """This member's present, as only it knows it."""
         with self._lock:
@@ -140,8 +145,14 @@ class Board:
     def others(self) -> dict[str, str]:
         """Registries of the members that are there, by name, but for this one's."""
         with self._lock:
-            told = {name: self._members.get(name, {}).get("address", "") for name in self._names}
+            told = {name: self._address(name) for name in self._names}
         return {name: address for name, address in told.items() if address and name != self.name}
+
+    def _address(self, name: str) -> str:
+        if name == self.name:
+            return self.address
+        told: str = self._members.get(name, {}).get("address", "")
+        return told
 
     def view(self, present: Mapping[str, Mapping[str, Any] | None]) -> dict[str, Any]:
         """Everything, for `GET /status`.

@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from safetensors.torch import save_file
@@ -119,8 +119,13 @@ def train_among(
     own = int.from_bytes(hashlib.blake2b(link.name.encode(), digest_size=8).digest(), "little")
     torch.manual_seed(mix(run.seed, own) >> 1)  # from here on members may draw for themselves: dropout
     session = _Session(run, task, link, model, optimizers, stay, board, journal, display, stops, device, plan)
-    with synchronize(model, optimizers, plan, link, seed=run.seed, observer=session.observe) as sync:
-        return session.go(sync)
+    sync = synchronize(model, optimizers, plan, link, seed=run.seed, observer=session.observe)
+    session.restore(sync)
+    try:
+        with sync:
+            return session.go(sync)
+    except _Left:  # the others are in the midst of local steps: nobody waits for anybody
+        return None
 
 
 def ledger_of(run: Run, task: Task, plan: Method | Phases, epochs: int) -> Ledger:
@@ -131,6 +136,10 @@ def ledger_of(run: Run, task: Task, plan: Method | Phases, epochs: int) -> Ledge
     return Ledger(
         units, block=schedule.period * each, end=epochs * units if epochs else None, reserve=schedule.overlap * each
     )
+
+
+class _Left(Exception):
+    """The member was asked to leave, and has finished its round."""
 
 
 class _Session:
@@ -174,8 +183,8 @@ class _Session:
         while not self._is_over():
             self._local_step()
             self._after_step()
-            if self.leaves and self.heard is None and self.left_after_round:
-                return self._leave()
+            if self.leaves and self.ended_round:
+                self._leave()
         return self._end()
 
     def _is_over(self) -> bool:
@@ -194,7 +203,7 @@ class _Session:
         self.board.phase("computing", self.sync.step)
         wanted = self.sync.parts or self.run.optimizer.accumulate
         units = [unit for _ in range(wanted) if (unit := self.book.take(self.link.names)) is not None]
-        self.left_after_round = False
+        self.ended_round = False
         batches = self._batches(units, begun)
         loss = local_step(
             self.run, self.task, self.model, self.optimizers, self.sync, batches, parts=max(1, len(units)),
@@ -222,7 +231,7 @@ class _Session:
     def _after_step(self) -> None:
         if self.heard is None:
             return
-        self.left_after_round = True
+        self.ended_round = True
         heard, self.heard = self.heard, None
         common = self._digest()
         self.journal.write("round", **heard, digest=common)
@@ -233,17 +242,17 @@ class _Session:
         if run.checkpoint_every and step // run.checkpoint_every > self.saved_at // run.checkpoint_every:
             self._save()
 
-    def _leave(self) -> None:
-        self.sync.finish()
+    def _leave(self) -> NoReturn:
+        """The round is committed and the others have met: what follows is theirs."""
         self._save()
         self.journal.write("ended", step=self.sync.step, why="left: it was asked to")
         self.board.phase("ended", self.sync.step)
         self.display.stopped(self.sync.step, self.stay.out)
+        raise _Left
 
     def _end(self) -> RunRecord:
         self.sync.finish()
-        if self.heard is not None:
-            self._after_step()
+        self._after_step()  # of a round that was under way
         self._evaluate()
         self._save()
         if self._is_first():
@@ -293,7 +302,7 @@ class _Session:
         ledger, seconds = self.book.ledger, self.link.now() - self.start
         self.board.round(
             outcome.step, {names[rank]: told[rank] for rank in told}, {name: size(done[name]) for name in done},
-            round=outcome.round, epochs=ledger.epochs, units_done=ledger.units_done,
+            round=outcome.round, epochs_done=ledger.epochs, units_done=ledger.units_done,
             units_per_epoch=ledger.units_per_epoch, end=ledger.end, skipped=self.sync.skipped,
         )  # fmt: skip
         self.statuses = {
@@ -383,8 +392,11 @@ class _Session:
             "config": dump(self.run),
         }
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from a member's checkpoint, whoever it was."""
+    def restore(self, sync: Synchronizer) -> None:
+        """Go on from the newest checkpoint on this machine, whoever wrote it, unless the others hold more."""
+        state = None if self.stay.resume is None else load_newest(self.stay.resume)
+        if state is None:
+            return
         if state["optimizer_name"] != self.run.optimizer.name:
             raise ConfigError(
                 f"the checkpoint was made with the optimizer {state['optimizer_name']}",
@@ -393,7 +405,7 @@ class _Session:
             )
         self.model.load_state_dict(state["model"])
         load_optimizers(self.optimizers, state["optimizers"])
-        self.sync.load_state_dict(state["sync"])
+        sync.load_state_dict(state["sync"])
         set_random_state(state["random"], self.device)
         self.book.load_state_dict(state["ledger"])
 
