@@ -15,7 +15,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "thinwire"
 #: From the bottom up: a room may import from its own floor's rooms by name below, and from floors under it.
 FLOORS: list[set[str]] = [
     {"version", "errors"},
-    {"packet", "randomness", "units", "expressions", "sharding", "batch_size"},
+    {"packet", "packing", "randomness", "units", "expressions", "sharding", "batch_size"},
     {"aggregators", "links", "pace"},
     {"codecs"},
     {"routes"},
@@ -26,7 +26,8 @@ FLOORS: list[set[str]] = [
     {"handshake"},
     {"island"},
     {"methods", "rounds", "buffers", "ensembles", "stability"},
-    {"snapshot", "inner"},
+    {"elastic"},
+    {"snapshot", "inner", "regroup"},
     {"synchronizer", "hooks", "pushes", "decentralized", "seeds", "snapshots"},
     {"integrations"},
 ]

@@ -59,7 +59,7 @@ def test_any_plain_value_comes_back(tmp_path_factory, value):
 
 
 def test_what_it_cannot_hold(tmp_path):
-    with pytest.raises(TypeError, match="a checkpoint cannot hold set"):
+    with pytest.raises(ConfigError, match="a checkpoint cannot hold /'value': set"):
         checkpoint.save(tmp_path, 0, 0, {"value": {1, 2}})
 
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 
-import torch
 from torch import Tensor
 
+from thinwire.packing import raw
 from thinwire.seeds.reading import varint
 
 #: dtype, as torch names it, and shape.
@@ -58,8 +58,3 @@ def ascending(tensors: Mapping[str, Tensor], names: Iterable[str]) -> Iterator[t
 def spec(tensor: Tensor) -> Spec:
     """What a tensor is, apart from its elements."""
     return str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)
-
-
-def raw(tensor: Tensor) -> memoryview:
-    """A tensor's bytes: a view where it is contiguous and on the CPU."""
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

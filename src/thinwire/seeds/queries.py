@@ -43,9 +43,9 @@ from thinwire.handshake import agree
 from thinwire.links.base import Link
 from thinwire.links.local import alone
 from thinwire.packet import Header, Packet
+from thinwire.packing import raw
 from thinwire.randomness import mix, random_bytes
 from thinwire.seeds.codes import float32
-from thinwire.seeds.digests import raw
 from thinwire.version import __version__
 
 _log = logging.getLogger("thinwire")

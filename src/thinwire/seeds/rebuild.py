@@ -14,8 +14,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from thinwire.errors import ConfigError, StateMismatch
+from thinwire.packing import raw
 from thinwire.seeds import noise
-from thinwire.seeds.digests import Digest, Spec, ascending, digest, raw, spec
+from thinwire.seeds.digests import Digest, Spec, ascending, digest, spec
 from thinwire.seeds.directions import apply_all_
 from thinwire.seeds.log import Log, check_specs, updates
 from thinwire.seeds.recipe import Recipe

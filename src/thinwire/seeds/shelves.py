@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from thinwire.errors import ConfigError, PacketError
-from thinwire.seeds.digests import raw
+from thinwire.packing import raw
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64,
            "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,

@@ -20,7 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from thinwire.errors import ConfigError, PacketError
+from thinwire.errors import PacketError
+from thinwire.packing import cannot_hold, pack, unpack
 from thinwire.snapshots.erasure import Bytes
 
 PIECE_BYTES = 4 << 20
@@ -67,7 +68,14 @@ def image_of(state: Mapping[str, Any]) -> Image:
     No tensor is copied yet. Raises ConfigError for what a file cannot hold.
     """
     tensors: dict[str, Tensor] = {}
-    tree = json.dumps(_flat(state, tensors, ""))
+
+    def keep(place: str, tensor: Tensor) -> str:
+        if tensor.dtype not in _NAMES:
+            raise cannot_hold("a snapshot", place, str(tensor.dtype))
+        tensors[place] = tensor
+        return place
+
+    tree = json.dumps(pack(state, keep, what="a snapshot"))
     # Names alone keep the order of equal widths: it must not depend on the order of a dict that was rebuilt.
     ordered = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     table: dict[str, Any] = {"__metadata__": {"state": tree}}
@@ -88,39 +96,7 @@ def state_of(image: Bytes) -> dict[str, Any]:
     try:
         tensors = load(raw)
         header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
-        state: dict[str, Any] = _nested(json.loads(header["__metadata__"]["state"]), tensors)
+        state: dict[str, Any] = unpack(json.loads(header["__metadata__"]["state"]), tensors)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise PacketError(f"{len(raw)} bytes are not the image of a state: {error}") from error
     return state
-
-
-def _flat(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
-    if isinstance(value, Tensor):
-        if value.dtype not in _NAMES:
-            raise _cannot(name, str(value.dtype))
-        tensors[name] = value
-        return {"tensor": name}
-    if isinstance(value, Mapping):
-        # Keys of an optimizer's state are integers, which JSON does not have: pairs keep them apart.
-        return {"items": [[key, _flat(item, tensors, f"{name}/{key!r}")] for key, item in value.items()]}
-    if isinstance(value, list | tuple):
-        return [_flat(item, tensors, f"{name}/{at}") for at, item in enumerate(value)]
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    raise _cannot(name, type(value).__name__)
-
-
-def _nested(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    if isinstance(value, dict) and "tensor" in value:
-        return tensors[value["tensor"]]
-    if isinstance(value, dict):
-        return {key: _nested(item, tensors) for key, item in value["items"]}
-    return [_nested(item, tensors) for item in value] if isinstance(value, list) else value
-
-
-def _cannot(name: str, found: str) -> ConfigError:
-    return ConfigError(
-        f"a snapshot cannot hold {name or 'a state'}: {found}",
-        expected="nested dicts and lists of tensors, numbers, strings and None",
-        mend="leave it out, or turn it into one of these",
-    )

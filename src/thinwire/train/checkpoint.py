@@ -18,12 +18,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from thinwire.errors import ConfigError
+from thinwire.packing import pack, raw, unpack
 
 FORMAT = "thinwire-member-1"
 _KEEP = 2
@@ -35,7 +35,8 @@ def save(folder: Path, step: int, rank: int, state: Mapping[str, Any]) -> Path:
     """Write a member's state; an older checkpoint is removed only after the new one is safe.
 
     state   nested dicts (string or integer keys) and lists of tensors, numbers, strings and None
-    raises  OSError as the file system says it; nothing is left behind then, and older checkpoints stand
+    raises  ConfigError for anything else in it; OSError as the file system says it; nothing is left behind then, and
+            older checkpoints stand
     """
     path = file_of(folder, step, rank)
     tensors: dict[str, Tensor] = {}
@@ -65,7 +66,7 @@ def load(folder: Path, step: int, rank: int) -> dict[str, Any]:
         raise _unreadable(path, f"format {metadata.get('format')!r}")
     if metadata.get("digest") != digest(tensors, metadata.get("state", "")):
         raise _unreadable(path, "its digest does not match: it was changed or damaged")
-    state: dict[str, Any] = _unpack(json.loads(metadata["state"]), tensors)
+    state: dict[str, Any] = unpack(json.loads(metadata["state"]), tensors)
     return state
 
 
@@ -81,7 +82,7 @@ def summary(path: Path) -> tuple[dict[str, Any], str]:
         raise _unreadable(path, str(error)) from error
     if metadata.get("format") != FORMAT:
         raise _unreadable(path, f"format {metadata.get('format')!r}")
-    state: dict[str, Any] = _unpack(json.loads(metadata["state"]), _NO_TENSORS)
+    state: dict[str, Any] = unpack(json.loads(metadata["state"]), _NO_TENSORS)
     return state, metadata.get("digest", "")
 
 
@@ -108,7 +109,7 @@ def digest(tensors: Mapping[str, Tensor], text: str) -> str:
     """128 bits of the text and of all tensors' bytes, in the order of their names."""
     state = hashlib.blake2b(text.encode(), digest_size=16)
     for name in sorted(tensors):
-        state.update(tensors[name].contiguous().view(-1).view(torch.uint8).numpy().data)
+        state.update(raw(tensors[name]))
     return state.hexdigest()
 
 
@@ -141,25 +142,12 @@ def _unreadable(path: Path, why: str) -> ConfigError:
     )
 
 
-def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """Values without tensors; these are put into `tensors` under a name."""
-    if isinstance(value, Tensor):
+def _pack(state: Mapping[str, Any], tensors: dict[str, Tensor]) -> Any:
+    """Values without tensors; copies of these are put into `tensors`, under their number."""
+
+    def keep(place: str, tensor: Tensor) -> str:
         name = str(len(tensors))
-        tensors[name] = value.detach().cpu().clone().contiguous()
-        return {"tensor": name}
-    if isinstance(value, Mapping):
-        # Keys of an optimizer's state are integers, which JSON does not have: pairs keep them apart.
-        return {"items": [[key, _pack(item, tensors)] for key, item in value.items()]}
-    if isinstance(value, list | tuple):
-        return [_pack(item, tensors) for item in value]
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    raise TypeError(f"a checkpoint cannot hold {type(value).__name__}")
+        tensors[name] = tensor.detach().cpu().clone().contiguous()
+        return name
 
-
-def _unpack(value: Any, tensors: Mapping[str, Tensor | None]) -> Any:
-    if isinstance(value, dict) and "tensor" in value:
-        return tensors[value["tensor"]]
-    if isinstance(value, dict):
-        return {key: _unpack(item, tensors) for key, item in value["items"]}
-    return [_unpack(item, tensors) for item in value] if isinstance(value, list) else value
+    return pack(state, keep, what="a checkpoint")
