@@ -46,6 +46,7 @@ class Settled:
     same     nobody came, went or was behind: only rounds under way broke
     healed   this member was given the state
     step     where all are
+    ended    rounds of each fragment that are behind all
     redo     fragments whose rounds begin again now
     context  of packets from here on
     """
@@ -54,6 +55,7 @@ class Settled:
     same: bool
     healed: bool
     step: int
+    ended: tuple[int, ...]
     redo: tuple[int, ...]
     context: int
 
@@ -61,11 +63,8 @@ class Settled:
 class Keeper(Protocol):
     """What is asked of whoever keeps the state: the synchronizer."""
 
-    def facts(self) -> dict[str, str]:
-        """What all members must mean alike."""
-
-    def word(self) -> tuple[int, tuple[FragmentWord, ...], Mapping[int, int]]:
-        """Its step, its place in each fragment, and the rounds that it would begin again. Waits for those under way."""
+    def word(self, epoch: int, founds: bool) -> Word:
+        """Where it is. Waits for rounds under way to arrive or fail."""
 
     def conclude(self, certain: Mapping[int, tuple[int, ...]]) -> None:
         """End rounds that arrived or are certain (fragment -> who was in it), in the old gathering; forget the rest."""
@@ -149,9 +148,8 @@ class Regrouping:
 
     def _settle(self, gathering: Gathering, before: Gathering | None) -> tuple[Settled, tuple[str, ...]]:
         keeper, link, me = self._keeper, gathering.link, gathering.link.rank
-        step, fragments, redo = keeper.word()
-        facts = keeper.facts()
-        words = _say(gathering, Word(facts, self.epoch, step, fragments, redo))
+        mine = keeper.word(self.epoch, self.link.founds)
+        words = _say(gathering, mine)
         ruling = judge(words)
         self._refuse(ruling, gathering)
         told = {fragment: ruling.present[fragment] for fragment in ruling.certain.get(me, ())}
@@ -175,8 +173,8 @@ class Regrouping:
         self.epoch = ruling.epoch
         self.link.enter(gathering)
         same = before is not None and before.names == gathering.names and not takers
-        context = _context(facts, gathering.names, ruling.epoch)
-        settled = Settled(gathering.names, same, me in behind, ruling.step, ruling.redo, context)
+        context = _context(mine.facts, gathering.names, ruling.epoch)
+        settled = Settled(gathering.names, same, me in behind, ruling.step, ruling.ended, ruling.redo, context)
         keeper.go_on(settled)
         return settled, tuple(gathering.names[rank] for rank in takers)
 
@@ -191,6 +189,13 @@ class Regrouping:
                 f"this member was refused: {ruling.refused[me]}",
                 expected="what the other members of the run have",
                 mend="join with the run's own configuration and the same version of thinwire",
+            )
+        if ruling.strays:
+            gathering.link.close()
+            raise MeetingLost(
+                f"{', '.join(gathering.names)} came together, and nobody of them is in the run",
+                expected="members that are in it: this one may not begin it anew",
+                mend="see whether the run has ended; members that were in it go on from their last checkpoint",
             )
         if ruling.refused:
             gathering.link.close()
@@ -240,6 +245,9 @@ def _read(text: str, name: str) -> Word:
                 for f in found["fragments"]
             ),
             {int(fragment): int(number) for fragment, number in found["redo"].items()},
+            int(found["model_step"]),
+            bool(found["common"]),
+            bool(found["founds"]),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise PacketError(f"{name} did not say where it is in words of ours") from error

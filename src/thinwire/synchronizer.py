@@ -34,7 +34,7 @@ from thinwire.buffers import BufferRows, Buffers, average
 from thinwire.collectives import NO_SAMPLES, NOBODY_FINITE, OVERFLOW, Carried, Combined, finite, gather_packets
 from thinwire.elastic.handing import State
 from thinwire.elastic.link import ElasticLink
-from thinwire.elastic.settle import FragmentWord
+from thinwire.elastic.settle import FragmentWord, Word
 from thinwire.errors import ConfigError, DivergedError, LinkError, PeerLost, ThinwireError
 from thinwire.fragments import Fragments, digest
 from thinwire.handshake import agree
@@ -206,8 +206,11 @@ class Synchronizer:
 
     def finish(self) -> None:
         """Wait for the rounds under way and apply them now; all members call it at the same step."""
+        unsettled = bool(self._under_way)
+        if self._method.payload.kind == "gradient":
+            unsettled = bool(self._made) and self.step % _MEET_GRADIENT_STEPS > 0
         self._carry_out((), due=None)
-        if self._group is not None and self._made and not self._met:
+        if self._group is not None and unsettled and not self._met:
             self._regroup(None)  # whoever is in doubt about the last round can still ask
         self._met = False
 
@@ -486,14 +489,10 @@ class Synchronizer:
             self._carry_out([(fragment, self.step) for fragment in settled.redo], self.step)
         return settled.redo
 
-    def facts(self) -> dict[str, str]:
+    def word(self, epoch: int, founds: bool) -> Word:
         """See thinwire.regroup.Keeper."""
         facts = self._facts()
         facts.pop("weights", None)
-        return facts
-
-    def word(self) -> tuple[int, tuple[FragmentWord, ...], Mapping[int, int]]:
-        """See thinwire.regroup.Keeper."""
         places = []
         for f, state in enumerate(self._states):
             entry, (present, last) = self._last_of(f), self._last[f]
@@ -505,7 +504,8 @@ class Synchronizer:
                 except MENDABLE:
                     word = FragmentWord(entry[0].round, present, last, entry[0].doubt.digest.hex())
             places.append(word)
-        return self.step, tuple(places), self._redo
+        model_step = self.step if self._method.payload.kind == "gradient" else 0
+        return Word(facts, epoch, self.step, tuple(places), self._redo, model_step, self.has_consensus, founds)
 
     def conclude(self, certain: Mapping[int, tuple[int, ...]]) -> None:
         """See thinwire.regroup.Keeper."""
@@ -577,6 +577,7 @@ class Synchronizer:
         self.step = settled.step
         self._terms = Terms(settled.context, self._seed)
         self._pacing = Pacing(Pace(self._method.schedule.period), since=self.step)
+        self._states = [replace(s, begun=n) for s, n in zip(self._states, settled.ended, strict=True)]
         if not settled.same:
             method = self._method
             forgotten = {"dropped"} | ({"own", "shared"} if method.feedback and method.feedback.tracks else set())

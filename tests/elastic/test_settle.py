@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -90,6 +92,26 @@ def test_members_that_each_mean_something_else_leave_one():
     facts = ({"a": "1", "b": "2", "c": "2"}, {"a": "2", "b": "1", "c": "2"}, {"a": "2", "b": "2", "c": "1"})
     ruling = judge({rank: word(5, facts=each) for rank, each in enumerate(facts)})
     assert len(ruling.refused) == 2
+
+
+def test_one_whose_model_is_a_step_behind_is_behind():
+    words = {0: replace(word(6, last="same"), model_step=6), 1: replace(word(5, doubt="same"), model_step=5)}
+    ruling = judge(words)
+    assert ruling.behind == {1}
+    assert not ruling.certain
+
+
+def test_without_a_common_model_newcomers_alone_are_behind():
+    words = {0: word(7), 1: word(4), 2: word(0, epoch=0)}
+    ruling = judge({rank: replace(each, common=False) for rank, each in words.items()})
+    assert ruling.behind == {2}
+    assert ruling.ended == (7,)
+
+
+def test_those_who_may_not_begin_a_run_do_not():
+    words = {0: replace(word(0, epoch=0), founds=False), 1: word(0, epoch=0)}
+    assert judge(words).strays == (0,)
+    assert judge({**words, 2: word(3)}).strays == ()
 
 
 def test_another_number_of_fragments_is_behind():

@@ -48,9 +48,13 @@ class Change:
 class ElasticLink:
     """See above; made by `thinwire.join_elastic`."""
 
-    def __init__(self, meeting: Meeting, *, shelf: Shelf | None = None) -> None:
-        """shelf: pieces of the state that this member has fetched already; what is there is not sent to it again."""
-        self._meeting, self.shelf = meeting, shelf or Shelf()
+    def __init__(self, meeting: Meeting, *, shelf: Shelf | None = None, founds: bool = True) -> None:
+        """
+        shelf   pieces of the state that this member has fetched already; what is there is not sent to it again
+        founds  whether it may begin a run. One that comes to a run that goes on may not: should that have ended
+                meanwhile, newcomers would begin it all over again among themselves
+        """
+        self._meeting, self.shelf, self.founds = meeting, shelf or Shelf(), founds
         self._gathering: Gathering | None = None
         self._link = alone()
         self._before = Meter()  # traffic of gatherings that have ended

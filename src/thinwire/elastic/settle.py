@@ -7,7 +7,8 @@ Each member says a `Word`. From all words, the same on everybody, follows a `Rul
     ended     the rounds of each fragment that the true ones have ended, at the most
     certain   in doubt about a round that another one has ended: it holds the same result (their digests say so), and
               ends it the same way
-    behind    newcomers, and whoever can end the same rounds in no such way: they are given the state
+    behind    newcomers, and whoever can end the same rounds in no such way: they are given the state. Where there is
+              no common model (gossip) a round that failed for some is not asked after: newcomers alone are behind
 
 A round ends on a member when it has heard the verdict of all (thinwire.collectives), and it is in doubt from the moment
 it has told its own. Whoever ended it has therefore heard from everybody that was in it, so each survivor has either
@@ -51,6 +52,9 @@ class Word:
     step       shared steps behind it
     fragments  where it is with each
     redo       rounds that it was about to do at this step: fragment -> number
+    model_step  the step that the common model is of, where it changes with every step of an optimizer; else 0
+    common     whether there is a common model
+    founds     whether it may begin a run, with others who may
     """
 
     facts: Mapping[str, str]
@@ -58,6 +62,9 @@ class Word:
     step: int = 0
     fragments: tuple[FragmentWord, ...] = ()
     redo: Mapping[int, int] = field(default_factory=dict)
+    model_step: int = 0
+    common: bool = True
+    founds: bool = True
 
 
 @dataclass(frozen=True)
@@ -68,17 +75,21 @@ class Ruling:
     certain  rank -> fragments whose round in doubt it is to end
     present  fragment -> ranks that were in that round, for those who are certain of it now
     behind   ranks
+    ended    rounds of each fragment that are behind all
     step     where all go on
     redo     fragments whose rounds all begin again at once
+    strays   ranks that may not begin a run, where nobody is in one
     """
 
     epoch: int
+    ended: tuple[int, ...]
     step: int
     refused: Mapping[int, str]
     behind: frozenset[int]
     certain: Mapping[int, tuple[int, ...]]
     present: Mapping[int, tuple[int, ...]]
     redo: tuple[int, ...]
+    strays: tuple[int, ...]
 
 
 def judge(words: Mapping[int, Word]) -> Ruling:
@@ -95,12 +106,14 @@ def judge(words: Mapping[int, Word]) -> Ruling:
     by_whom = {
         f: next(_at(words[r], f) for r in sorted(true) if _at(words[r], f).ended == ended[f]) for f in range(count)
     }
+    model_step = max(words[rank].model_step for rank in true)
     behind, certain = set[int](), dict[int, tuple[int, ...]]()
     for rank, word in words.items():
-        level = [_level(_at(word, f), by_whom[f]) for f in range(count)]
+        level = [_level(_at(word, f), by_whom[f]) if word.common else False for f in range(count)]
+        new = rank not in true and not word.epoch
         if rank in refused:
             continue
-        if len(word.fragments) != count or None in level or (rank not in true and not word.epoch):
+        if new or len(word.fragments) != count or None in level or word.model_step < model_step:
             behind.add(rank)
         elif True in level:
             certain[rank] = tuple(f for f, doubted in enumerate(level) if doubted)
@@ -110,7 +123,8 @@ def judge(words: Mapping[int, Word]) -> Ruling:
     }
     present = {f: word.present for f, word in by_whom.items()}
     epoch = max(word.epoch for word in words.values()) + 1
-    return Ruling(epoch, step, refused, frozenset(behind), certain, present, tuple(sorted(redo)))
+    strays = tuple(rank for rank, word in words.items() if not newest and not word.founds)
+    return Ruling(epoch, tuple(ended), step, refused, frozenset(behind), certain, present, tuple(sorted(redo)), strays)
 
 
 def majority(digests: Mapping[int, str]) -> str | None:
