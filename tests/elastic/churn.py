@@ -6,6 +6,7 @@ model says how many of whose steps were counted, and the logs say how many shoul
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from collections.abc import Mapping
@@ -63,6 +64,7 @@ class Log:
     made: int = 0
     since: int = 0
     run: str = ""  # who began it
+    joined_s: float = math.inf
     heard: list[Heard] = field(default_factory=list)
     held: dict[tuple[object, ...], str] = field(default_factory=dict)  # run, epoch, fragment, round -> digest after it
     settled: dict[tuple[object, ...], str] = field(default_factory=dict)  # run, epoch -> digest at its beginning
@@ -106,7 +108,7 @@ def _train(case: Case, plan: Plan, logs: dict[str, Log], steps: int, meeting: Si
     mine = names.index(meeting.name)
     log = Log(mine)
     logs[meeting.name] = log
-    link = ElasticLink(meeting)
+    link = ElasticLink(meeting, founds=meeting.name.endswith(".1"))
     model = Marked(len(names))
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
 
@@ -126,6 +128,7 @@ def _train(case: Case, plan: Plan, logs: dict[str, Log], steps: int, meeting: Si
 
     def change(change: Change) -> None:
         log.changes.append(change)
+        log.joined_s = min(log.joined_s, link.now())
         if sync._group.epoch == 1:
             log.run = ", ".join(change.names)
         log.settled[log.run, sync._group.epoch] = common()
@@ -162,10 +165,13 @@ def check(case: Case, played: Played) -> None:
     plan, ends, logs = played.plan, played.ends, played.logs
     for name, end in ends.items():
         too_few = isinstance(end.error, MeetingLost) and _alive(played, end.at_s) < plan.rules.min_replicas
-        assert end.how in ("returned", "crashed") or too_few, (
+        too_late = isinstance(end.error, MeetingLost) and not logs[name].changes and _over(played, end.at_s)
+        assert end.how in ("returned", "crashed") or too_few or too_late, (
             f"{name} {end.how} at {end.at_s:g} s, {end.doing}: {end.error!r}"
         )
     _members_hold_the_same(logs)
+    if all(isinstance(fault, Crash | CrashSaying | Slow) for fault in plan.faults):
+        _crashes_cost_others_nothing(case, logs)
     _a_crash_costs_little(case, ends, logs)
     for log in logs.values():
         for heard in log.heard:
@@ -176,6 +182,11 @@ def check(case: Case, played: Played) -> None:
         assert len(set(together.values())) == 1, f"{run}: {together}"
         if case.exact:
             _every_step_is_counted_once(run, logs, next(iter(together)))
+
+
+def _over(played: Played, now: float) -> bool:
+    """Whether nobody who was in a run is left."""
+    return all(end.at_s <= now or played.logs[name].joined_s >= now for name, end in played.ends.items())
 
 
 def _alive(played: Played, now: float) -> int:
@@ -189,6 +200,13 @@ def _members_hold_the_same(logs: dict[str, Log]) -> None:
         for key, found in [*log.held.items(), *log.settled.items()]:
             other, theirs = held.setdefault(key, (name, found))
             assert found == theirs, f"{name} and {other} hold different states after {key}"
+
+
+def _crashes_cost_others_nothing(case: Case, logs: dict[str, Log]) -> None:
+    """Whoever is in the run stays in it with its own local steps; gradients of one step may be lost."""
+    if case.method.payload.kind != "gradient":
+        for name, log in logs.items():
+            assert not any(change.healed for change in log.changes[1:]), f"{name} was given the state, and lost its own"
 
 
 def _a_crash_costs_little(case: Case, ends: dict[str, Ended[None]], logs: dict[str, Log]) -> None:
@@ -269,7 +287,7 @@ def schedule(seed: int, duration_s: float) -> tuple[Plan, Network]:
         latency_s=draw.choice([0.01, 0.2]), jitter=draw.choice([0.0, 0.5]), patience_s=20.0,
         step_s=[draw.uniform(0.7, 1.3) for _ in hosts],
     )  # fmt: skip
-    return Plan(tuple(lives), tuple(faults), rules=rules, meeting_limit_s=600.0, end_s=4000.0), network
+    return Plan(tuple(lives), tuple(faults), rules=rules, meeting_limit_s=600.0, end_s=4000.0, tick_s=0.5), network
 
 
 def struck(played: Played) -> Counter[tuple[str, str]]:
