@@ -10,7 +10,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -18,7 +18,7 @@ from torch import nn
 import thinwire
 from thinwire.elastic.link import Change, ElasticLink
 from thinwire.elastic.quorum import Rules
-from thinwire.elastic.schedules import Crash, CrashSaying, Cut, Down, Fault, Life, Plan, Slow, Stop, host_of
+from thinwire.elastic.schedules import Crash, CrashSaying, Cut, Down, Fault, Life, Plan, Slow, Stop
 from thinwire.elastic.simulated import SimulatedMeeting, simulate
 from thinwire.elastic.world import Ended
 from thinwire.errors import MeetingLost
@@ -237,7 +237,9 @@ def _every_step_is_counted_once(run: str, logs: dict[str, Log], last: str) -> No
     assert found is not None
     for name, log in logs.items():
         has = float(found[log.place])
-        assert abs(has - marks[name]) < 1e-3, f"{name}: the model has {has:g} of its steps, {marks[name]:g} were counted"
+        assert abs(has - marks[name]) < 1e-3, (
+            f"{name}: the model has {has:g} of its steps, {marks[name]:g} were counted"
+        )
 
 
 # --- schedules -----------------------------------------------------------------------------------------------------
