@@ -106,7 +106,9 @@ def test_a_crash_in_any_exchange(case, exchanges):
                 check(CASES[case], played)
             except AssertionError as error:
                 raise AssertionError(f"exchange {number}, {sent} sent: {error}") from error
-    assert len(exchanges) < 20 or {"handshake json", "said with rounds said", "rounds fp32", "rounds verdict"} <= {*where}
+    assert len(exchanges) < 20 or {"handshake json", "said with rounds said", "rounds fp32", "rounds verdict"} <= {
+        *where
+    }
 
 
 def test_the_same_schedule_gives_the_same_logs():
