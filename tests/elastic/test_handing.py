@@ -76,7 +76,7 @@ def test_a_piece_of_both_states_crosses_once():
 
 @pytest.mark.parametrize("known", [0, 1, 5, 12])
 def test_only_what_is_not_on_the_shelf_crosses(known):
-    """One donor: what the taker receives is its greeting, one answer with the manifest, one with the rest, and the end."""
+    """One donor: what crosses is a greeting, the manifest, the rest in one answer, and the end."""
     made = cut(COMMON)
     shelf = Shelf()
     for digest in list(made.views)[:known]:
