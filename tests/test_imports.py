@@ -26,7 +26,8 @@ FLOORS: list[set[str]] = [
     {"handshake"},
     {"island"},
     {"methods", "rounds", "buffers", "ensembles", "stability"},
-    {"snapshot", "inner"},
+    {"elastic"},
+    {"snapshot", "inner", "regroup"},
     {"synchronizer", "hooks", "pushes", "decentralized", "seeds", "snapshots"},
     {"integrations"},
 ]

@@ -10,8 +10,9 @@ from __future__ import annotations
 import itertools
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -65,6 +66,7 @@ class Combined:
     counted     [n] what was counted as this member's, as others read it; None if nothing, or if nobody asked
     reason      why it is not to be committed
     damaged     a graph's neighbours that were left out because their packets were damaged
+    digest      64 bits of what the verdict compared; empty in a graph
     encode_s, job_s  seconds spent encoding, decoding and merging; from first to last
     """
 
@@ -76,18 +78,36 @@ class Combined:
     encode_s: float = 0.0
     job_s: float = 0.0
     damaged: tuple[int, ...] = ()
+    digest: bytes = b""
 
 
-def combine(ex: Exchange, x: Tensor, weight: float, carried: Carried, shared: Tensor | None) -> Combined:
+@dataclass
+class Doubt:
+    """A round whose verdict did not come through: others may have committed it, if they have heard everybody.
+
+    A box that `combine` leaves what it holds in while it waits for the verdict.
+
+    digest  of what this member holds; empty: nobody can have committed
+    end     ranks that were present, as those know who committed -> this member's end of the same round
+    """
+
+    digest: bytes = b""
+    end: Callable[[tuple[int, ...]], Combined] | None = None
+
+
+def combine(
+    ex: Exchange, x: Tensor, weight: float, carried: Carried, shared: Tensor | None, doubt: Doubt | None = None
+) -> Combined:
     """A member's whole round, from its vector to a result that all witnesses hold, or its own. Runs beside the compute.
 
     x        [n] what this member sends; if it is not finite the member abstains, and takes part without it
     weight   of the contribution; with 0 it is left out, though the member takes part
     carried  from the last round
     shared   [n] state that all witnesses should hold alike, compared with the result; None compares the result alone
+    doubt    where to leave the result while the verdict is under way; for groups that outlive a member
     raises   PeerLost, StateMismatch; a round that failed without a loss of members comes back with `update=None`
     """
-    start = ex.now()
+    start, doubt = ex.now(), doubt or Doubt()
     abstains = not finite(x)
     weight = weight if ex.aggregator.weighs else 1.0
     if abstains:
@@ -102,10 +122,13 @@ def combine(ex: Exchange, x: Tensor, weight: float, carried: Carried, shared: Te
         update, counted, after = _along(work, ex.route, x, weight, abstains, carried)
         work.coding_s += ex.now() - began
         coding_s += work.coding_s
-        present = _verdict(work, update, shared, abstains)
+        own = digest(*(tensor for tensor in (update, shared) if tensor is not None)) if len(ex.witnesses) > 1 else b""
+        end = partial(_ended, ex, update, counted, own, carried, after)
+        doubt.digest, doubt.end = (b"", None) if work.faults else (own, end)
+        present = _verdict(work, own, abstains)
         if present is not None:
-            ended = _ended(ex, update, carried, after, present)
-            return replace(ended, counted=counted, encode_s=coding_s, job_s=ex.now() - start)
+            return replace(end(present), encode_s=coding_s, job_s=ex.now() - start)
+        doubt.digest, doubt.end = b"", None
         reasons = work.faults or ["another member received a damaged packet"]
         _log.warning("%s: sent again, because of %s", ex.what, "; ".join(reasons))
     reason = f"given up after {_ATTEMPTS} attempts: " + "; ".join(reasons)
@@ -125,18 +148,22 @@ def _in_graph(ex: Exchange, route: Neighbours, x: Tensor, abstains: bool, carrie
     return Combined(found.combined, carried, found.present, encode_s=coding_s, damaged=found.damaged)
 
 
-def _ended(ex: Exchange, update: Tensor | None, before: Carried, after: Carried, present: tuple[int, ...]) -> Combined:
+def _ended(
+    ex: Exchange, update: Tensor | None, counted: Tensor | None, own: bytes, before: Carried, after: Carried,
+    present: tuple[int, ...],
+) -> Combined:  # fmt: skip
     """A round in which nothing was damaged: what it comes to, the same on all members."""
+    held = Combined(None, before, counted=counted, digest=own)
     if not present:
-        return Combined(None, before, reason=NOBODY_FINITE)
+        return replace(held, reason=NOBODY_FINITE)
     if update is None:  # nobody failed, not all abstained, nothing came: weights of 0
-        return Combined(None, before, present, NO_SAMPLES)
+        return replace(held, ranks=present, reason=NO_SAMPLES)
     shared = before.shared
     if isinstance(ex.how, Feedback):
         update, shared = ex.how.receive(update, shared, ex.how.share(present, ex.witnesses))
     if len(present) > 1 and not finite(update):
-        return Combined(None, before, reason=OVERFLOW)
-    return Combined(update, replace(after, shared=shared), present)
+        return replace(held, reason=OVERFLOW)
+    return replace(held, update=update, carried=replace(after, shared=shared), ranks=present)
 
 
 def _along(
@@ -261,9 +288,10 @@ def _tree(
     return (None if flags else codec.decode(fields, n, key)), after
 
 
-def _verdict(work: Work, update: Tensor | None, shared: Tensor | None, abstains: bool) -> tuple[int, ...] | None:
+def _verdict(work: Work, own: bytes, abstains: bool) -> tuple[int, ...] | None:
     """Compare what all witnesses hold, before anybody commits.
 
+    own      digest of what this member holds
     returns  ranks whose values were finite; None if somebody's packet was damaged, so that nobody commits
     raises   StateMismatch naming the members in the minority; PacketError if a verdict itself is damaged
     """
@@ -271,7 +299,6 @@ def _verdict(work: Work, update: Tensor | None, shared: Tensor | None, abstains:
     others = others_of(ex.witnesses, ex.rank)
     if not others:
         return () if abstains else (ex.rank,)
-    own = digest(*(tensor for tensor in (update, shared) if tensor is not None))
     failed = bool(work.faults)
     flags = (Flag.ABSTAINS if abstains else 0) | (Flag.FAILED if failed else 0)
     header = replace(ex.header, kind=Kind.VERDICT, sender=ex.rank, flags=flags)

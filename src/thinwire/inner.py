@@ -7,7 +7,7 @@ together (`Synchronizer` decides; here is what it needs of the scaler).
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -93,6 +93,16 @@ class Inner:
         for name in names:
             for optimizer in self.all:
                 inner_state(optimizer).pop(named[name], None)
+
+    def state(self) -> list[dict[str, Any]]:
+        """What each remembers, with its class; hyper-parameters are each member's own."""
+        return [{"class": type(each).__name__, "state": each.state_dict()["state"]} for each in self.all]
+
+    def take(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Remember what another member's do, where they are of the same class."""
+        for each, given in zip(self.all, states, strict=True):
+            if given["class"] == type(each).__name__:
+                each.load_state_dict({**each.state_dict(), "state": given["state"]})
 
     def settings(self) -> str:
         """Classes and hyper-parameters, group by group."""

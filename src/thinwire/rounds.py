@@ -9,14 +9,14 @@ checkpoint is all values written down.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import astuple, dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
 
 from thinwire.codecs import How
-from thinwire.collectives import NOBODY_FINITE, OVERFLOW, Carried, Combined, combine, gather_packets
+from thinwire.collectives import NOBODY_FINITE, OVERFLOW, Carried, Combined, Doubt, combine, gather_packets
 from thinwire.island import Island
 from thinwire.links.base import Handle, Link
 from thinwire.method import Method
@@ -60,6 +60,8 @@ class UnderWay:
     x        [n] what was to be sent
     due      local step after which it is applied
     counted  local steps and samples up to its beginning
+    doubt    what this member holds while the verdict of all is under way
+    said     numbers that members tell with the round, by rank, as far as they have been heard
     """
 
     fragment: int
@@ -69,6 +71,8 @@ class UnderWay:
     live: Tensor
     x: Tensor
     result: Handle[Combined]
+    doubt: Doubt = field(default_factory=Doubt)
+    said: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,7 @@ class Terms:
 def begin(
     method: Method, terms: Terms, link: Link, fragment: int, step: int, live: Tensor, x: Tensor, weight: float,
     state: FragmentState, *, how: How, shared: Tensor | None, counted: tuple[int, int],
-    island: Island | None = None,
+    island: Island | None = None, says: tuple[int, ...] | None = None,
 ) -> tuple[UnderWay, FragmentState]:  # fmt: skip
     """Start a round beside the compute.
 
@@ -119,12 +123,17 @@ def begin(
     shared  [n] what all members should hold alike at this point, to be compared; None leaves it out
     counted  local steps and samples up to here
     island  those who hold the other parts of the model, if it has parts: they decide together
+    says    numbers to tell all members with it, which all hear if and only if anybody commits it
     """
     number = state.begun
+    doubt, said = Doubt(), dict[int, tuple[int, ...]]()
+    hears = None if says is None else _numbers(link, says, Header(fragment=fragment, round=number))
     exchange = opened(method, terms, link, fragment, number, how)
 
     def run(x: Tensor, weight: float) -> Combined:
-        return combine(exchange, x, weight, state.carried, shared)
+        if hears is not None:
+            said.update(hears())
+        return combine(exchange, x, weight, state.carried, shared, doubt)
 
     framed = None if island is None else island.frame(exchange.what)
 
@@ -133,7 +142,7 @@ def begin(
 
     handle = link.spawn(job, exchange.what)
     due = step + method.schedule.overlap
-    return UnderWay(fragment, number, due, counted, live, x, handle), replace(state, begun=number + 1)
+    return UnderWay(fragment, number, due, counted, live, x, handle, doubt, said), replace(state, begun=number + 1)
 
 
 def opened(method: Method, terms: Terms, link: Link, fragment: int, number: int, how: How) -> Exchange:
@@ -189,7 +198,21 @@ def witnesses(method: Method, link: Link, route: Route) -> tuple[int, ...]:
     return link.members if method.topology.consensus else members_of(route)
 
 
+_SAID_MOST = 8  # numbers with a round
 _NUMBERS: Layout = {"numbers": (torch.float64, len(fields(Told)))}
+
+
+def _numbers(link: Link, says: tuple[int, ...], header: Header) -> Callable[[], dict[int, tuple[int, ...]]]:
+    """A job that tells all members numbers of one's own, and hears theirs."""
+    packet = Packet("said", 0, {"numbers": torch.tensor(says, dtype=torch.int64)}, replace(header, sender=link.rank))
+    layout: Layout = {"numbers": (torch.int64, _SAID_MOST)}
+    channel, what = link.open("said with rounds"), f"what is said with round {header.round}"
+
+    def job() -> dict[int, tuple[int, ...]]:
+        found = gather_packets(channel, link.rank, link.members, packet, layout, what)
+        return {rank: tuple(map(int, each.fields["numbers"].tolist())) for rank, each in found.items()}
+
+    return job
 
 
 def tell(link: Link, mine: Told, header: Header) -> Handle[dict[int, Told]]:

@@ -49,7 +49,7 @@ def unpack_state(saved: Mapping[str, Any], device: torch.device) -> FragmentStat
     )
 
 
-class _Arrived:
+class Arrived:
     """A handle on a result that is there: a round under way, as a checkpoint brings it back."""
 
     def __init__(self, value: Any) -> None:
@@ -93,12 +93,12 @@ def unpack_under_way(saved: Mapping[str, Any], device: torch.device) -> tuple[Un
     )  # fmt: skip
     under_way = UnderWay(
         saved["fragment"], saved["round"], saved["due"], (saved["counted"][0], saved["counted"][1]),
-        saved["live"].to(device), saved["x"].to(device), _Arrived(combined),
+        saved["live"].to(device), saved["x"].to(device), Arrived(combined),
     )  # fmt: skip
     rows = saved["buffers"]
     if rows is None:
         return under_way, None
-    return under_way, _Arrived({int(rank): (row[0], row[1]) for rank, row in rows.items()})
+    return under_way, Arrived({int(rank): (row[0], row[1]) for rank, row in rows.items()})
 
 
 def pack_pacing(pacing: Pacing, asked: Handle[dict[int, Told]] | None, *, rescue: bool) -> dict[str, Any]:
@@ -119,13 +119,13 @@ def unpack_pacing(saved: Mapping[str, Any]) -> tuple[Pacing, Handle[dict[int, To
         Pace(**saved["pace"]), saved["since"], saved["local"], saved["size2"], tuple(saved["last"]),
         None if decided is None else Pace(**decided),
     )  # fmt: skip
-    return pacing, None if told is None else _Arrived({rank: Told(**each) for rank, each in told.items()})
+    return pacing, None if told is None else Arrived({rank: Told(**each) for rank, each in told.items()})
 
 
 def carrying(under_way: UnderWay, change: Callable[[Carried], Carried]) -> UnderWay:
     """A round that has arrived, with a change to what is to be remembered of it."""
     combined = under_way.result.wait()
-    return replace(under_way, result=_Arrived(replace(combined, carried=change(combined.carried))))
+    return replace(under_way, result=Arrived(replace(combined, carried=change(combined.carried))))
 
 
 def is_ours(saved: Mapping[str, Any], link: Link) -> bool:

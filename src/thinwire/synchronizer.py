@@ -17,9 +17,10 @@ is made once each has stepped, in whatever order.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -31,7 +32,10 @@ from torch import Tensor, nn
 from thinwire import rounds, stability
 from thinwire.buffers import BufferRows, Buffers, average
 from thinwire.collectives import NO_SAMPLES, NOBODY_FINITE, OVERFLOW, Carried, Combined, finite, gather_packets
-from thinwire.errors import ConfigError, DivergedError, LinkError, PeerLost
+from thinwire.elastic.handing import State
+from thinwire.elastic.link import ElasticLink
+from thinwire.elastic.settle import FragmentWord, Word
+from thinwire.errors import ConfigError, DivergedError, LinkError, PeerLost, ThinwireError
 from thinwire.fragments import Fragments, digest
 from thinwire.handshake import agree
 from thinwire.inner import Inner, Optimizers
@@ -42,11 +46,13 @@ from thinwire.method import Method, Phases
 from thinwire.outer import Mine, Now
 from thinwire.pace import Clock, Pace, Pacer, Pacing, Told
 from thinwire.packet import Header, Layout, Packet
+from thinwire.regroup import MENDABLE, Regrouping, Settled
 from thinwire.rounds import Committed, FragmentState, Outcome, Skipped, Terms, UnderWay
 from thinwire.routes import Neighbours, shares
 from thinwire.schedules import Paced, back_to_back
 from thinwire.sharding import Share, clip_grad_norm_, is_dtensor, layout, resharder
 from thinwire.snapshot import (
+    Arrived,
     carrying,
     is_ours,
     owing,
@@ -68,6 +74,7 @@ _PATIENCE_ROUNDS = 3  # a member may contribute nothing finite this often in a r
 _PATIENCE_SCALED = 40  # the same with a GradScaler, which looks for its scale by halving: 2^16 to 2^-24
 _COMPARE_GRADIENT_STEPS = 16  # parameters are compared this often when gradients are sent: they are not free to read
 _COMPARE_ELEMENTS = 1 << 22  # anchors above this size are compared less often, in proportion
+_MEET_GRADIENT_STEPS = 16  # members that come are let in this often when gradients are sent
 _NOTHING = torch.zeros(0)
 
 
@@ -161,13 +168,20 @@ class Synchronizer:
         self._clock = Clock(link.now)
         self._under_way: list[tuple[UnderWay, Handle[BufferRows] | None]] = []
         self._hooks: list[Any] = []
+        self._group = Regrouping(link, self) if isinstance(link, ElasticLink) else None
+        self._redo: dict[int, int] = {}
+        self._met = self._void = self._ended = False
         self._enter_phase(method.at(1))
 
     # --- life ----------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Synchronizer:
-        self._agree_within({})
-        self._terms = Terms(agree(self._link, self._facts()), self._seed)
+        if self._group is None:
+            self._agree_within({})
+            self._terms = Terms(agree(self._link, self._facts()), self._seed)
+        else:
+            self._regroup(None)
+            self._met = self._ended = False  # in a round that the others did again: they meet after the next one
         for optimizer in self._inner.all:
             self._hooks.append(optimizer.register_step_pre_hook(self._before_step))
             self._hooks.append(optimizer.register_step_post_hook(self._after_step))
@@ -192,8 +206,13 @@ class Synchronizer:
 
     def finish(self) -> None:
         """Wait for the rounds under way and apply them now; all members call it at the same step."""
-        for entry in sorted(self._under_way, key=_order):
-            self._finish(entry)
+        unsettled = bool(self._under_way)
+        if self._method.payload.kind == "gradient":
+            unsettled = bool(self._made) and self.step % _MEET_GRADIENT_STEPS > 0
+        self._carry_out((), due=None)
+        if self._group is not None and unsettled and not self._met:
+            self._regroup(None)  # whoever is in doubt about the last round can still ask
+        self._met = False
 
     def _facts(self) -> dict[str, str]:
         answers = {f"method.{name}": answer for name, answer in self._plan.answers().items()}
@@ -238,6 +257,7 @@ class Synchronizer:
             for f in range(self._fragments.count)
         ]
         self._counted = [(self._made, self._samples)] * self._fragments.count
+        self._last: list[tuple[tuple[int, ...], str]] = [((), "")] * self._fragments.count
         self._pacer = method.schedule.pacer if isinstance(method.schedule, Paced) else None
         self._pacing = Pacing(Pace(method.schedule.period), since=self.step)
         self._asked: Handle[dict[int, Told]] | None = None
@@ -369,6 +389,7 @@ class Synchronizer:
             "members": len(self._link.members),
             "shards": self._shards,
             "step": self.step,
+            "epoch": 0 if self._group is None else self._group.epoch,
             "made": self._made,
             "pacing": pack_pacing(self._pacing, self._asked, rescue=rescue),
             "samples": self._samples,
@@ -405,6 +426,8 @@ class Synchronizer:
             )
         self._resumed = True
         self.step = state["step"]
+        if self._group is not None:
+            self._group.epoch = state.get("epoch", 0)
         self._enter_phase(self._plan.at(max(1, self.step)))
         self._samples, self._counts_samples = state["samples"], state["counts_samples"]
         self._made = state["made"]
@@ -447,6 +470,122 @@ class Synchronizer:
             facts[f"state.round under way of fragment {under_way.fragment}"] = f"{told} due at step {under_way.due}"
         return facts
 
+    # --- a group that changes: what thinwire.regroup asks for --------------------------------------------------------
+
+    def _regroup(self, broken: ThinwireError | None) -> tuple[int, ...]:
+        """Meet the others, and go on with them; returns fragments whose rounds are to begin again."""
+        assert self._group is not None
+        settled = self._group.meet(broken)
+        if settled is None:
+            return ()
+        self._met = True
+        if self._method.payload.kind == "gradient":
+            if settled.healed and broken is not None:
+                self._void = True  # the step under way is of a model that is no more
+                for optimizer in self._inner.all:
+                    optimizer.zero_grad(set_to_none=True)
+            return tuple(f for f, number in self._redo.items() if number == self._states[f].begun)
+        if broken is None:
+            self._carry_out([(fragment, self.step) for fragment in settled.redo], self.step)
+        return settled.redo
+
+    def word(self, epoch: int, founds: bool) -> Word:
+        """See thinwire.regroup.Keeper."""
+        facts = self._facts()
+        facts.pop("weights", None)
+        places = []
+        for f, state in enumerate(self._states):
+            entry, (present, last) = self._last_of(f), self._last[f]
+            word = FragmentWord(state.begun, present, last)
+            if entry is not None:
+                try:
+                    combined = entry[0].result.wait()
+                    word = FragmentWord(state.begun, combined.ranks, combined.digest.hex())
+                except MENDABLE:
+                    word = FragmentWord(entry[0].round, present, last, entry[0].doubt.digest.hex())
+            places.append(word)
+        model_step = self.step if self._method.payload.kind == "gradient" else 0
+        return Word(facts, epoch, self.step, tuple(places), self._redo, model_step, self.has_consensus, founds)
+
+    def conclude(self, certain: Mapping[int, tuple[int, ...]]) -> None:
+        """See thinwire.regroup.Keeper."""
+        self._asked = None
+        arrived = []
+        for under_way, rows in self._under_way:
+            fragment = under_way.fragment
+            if fragment in certain:
+                assert under_way.doubt.end is not None
+                arrived.append((replace(under_way, result=Arrived(under_way.doubt.end(certain[fragment]))), rows))
+                continue
+            try:
+                under_way.result.wait()
+                arrived.append((under_way, rows))
+            except MENDABLE:
+                state = replace(self._states[fragment], begun=under_way.round)
+                self._states[fragment] = owing(state, under_way) if back_to_back(self._method.schedule) else state
+        self._under_way = [(under_way, _heard(rows)) for under_way, rows in arrived]
+        for entry in sorted(self._under_way, key=_order):
+            self._finish(entry)
+
+    def common_digest(self) -> str:
+        """See thinwire.regroup.Keeper."""
+        return json.dumps(self._shared_facts(), sort_keys=True)
+
+    def common(self, step: int) -> State:
+        """See thinwire.regroup.Keeper."""
+        values = self._values() if self.has_consensus else []
+        trained = {id(p) for p in self._model.parameters() if p.requires_grad}
+        frozen = {name: p.detach() for name, p in self._model.named_parameters() if id(p) not in trained}
+        return {"step": step, "values": values, "frozen": frozen}
+
+    def _values(self) -> list[State]:
+        """The model and what is remembered of it alike, by fragment."""
+        gradient, values = self._method.payload.kind == "gradient", list[State]()
+        for f, state in enumerate(self._states):
+            packed = pack_state(without_own(replace(state, owed=_NOTHING, idle={})))
+            packed["carried"] |= {"own": {}, "dropped": {}}
+            values.append({"state": packed, "model": self._fragments.gather(f) if gradient else _NOTHING})
+        return values
+
+    def lent(self) -> State:
+        """See thinwire.regroup.Keeper."""
+        return {
+            "values": [] if self.has_consensus else self._values(),
+            "buffers": dict(self._model.named_buffers()),
+            "inner": self._inner.state(),
+            "rounds": [self.committed, self.skipped],
+        }
+
+    def take(self, common: State, lent: State) -> None:
+        """See thinwire.regroup.Keeper."""
+        self.step = common["step"]
+        named = dict(self._model.named_parameters()) | dict(self._model.named_buffers())
+        with torch.no_grad():
+            for name, value in {**common["frozen"], **lent["buffers"]}.items():
+                named[name].copy_(value)
+        self._under_way, self._asked = [], None
+        self._enter_phase(self._plan.at(max(1, self.step)))
+        for f, value in enumerate(common["values"] or lent["values"]):
+            state = self._states[f] = unpack_state(value["state"], self._fragments.device)
+            model = value["model"].to(self._fragments.device)
+            self._fragments.scatter(f, model if model.numel() else state.anchor)
+        self._inner.take(lent["inner"])
+        self.committed, self.skipped = lent["rounds"]
+
+    def go_on(self, settled: Settled) -> None:
+        """See thinwire.regroup.Keeper."""
+        self.step = settled.step
+        self._terms = Terms(settled.context, self._seed)
+        self._pacing = Pacing(Pace(self._method.schedule.period), since=self.step)
+        self._states = [replace(s, begun=n) for s, n in zip(self._states, settled.ended, strict=True)]
+        if not settled.same:
+            method = self._method
+            forgotten = {"dropped"} | ({"own", "shared"} if method.feedback and method.feedback.tracks else set())
+            forgotten |= {"stages"} if isinstance(method.topology, Islands) else set()
+            self._carry(lambda carried: replace(carried, **{name: {} for name in forgotten}))
+            self._states = [replace(state, idle={}) for state in self._states]
+        self._clock.resume()
+
     # --- hooks ---------------------------------------------------------------------------------------------------
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -466,7 +605,10 @@ class Synchronizer:
 
     def _count_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self._inner.count(optimizer):
-            self._tick()
+            if self._void:
+                self._void = self._met = self._gradients_are_combined = False
+            else:
+                self._tick()
 
     def _scaled_step(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
         """GradScaler.step that keeps members together: a member with overflown gradients abstains, and none waits.
@@ -485,7 +627,7 @@ class Synchronizer:
                 self._count_step(optimizer)
             return result
         self.combine_gradients()
-        if self._all_overflown:
+        if self._all_overflown or self._void:
             self._count_step(optimizer)
             return None
         return optimizer.step(*args, **kwargs)
@@ -504,10 +646,31 @@ class Synchronizer:
         for _ in range(self.parts or 1):
             self._link.local_step()
         self._clock.pause()
-        for fragment in self._method.schedule.begins(self.step + 1, self._fragments.count):
-            self._begin(fragment, self.step + 1)
-        for entry in sorted(self._under_way, key=_order):
-            self._finish(entry)
+        begins = self._method.schedule.begins(self.step + 1, self._fragments.count)
+        self._carry_out([(fragment, self.step + 1) for fragment in begins], due=None)
+
+    def _carry_out(self, begins: Sequence[tuple[int, int]], due: int | None) -> None:
+        """Begin rounds, (fragment, step) each, and finish all that are due by a step, or all.
+
+        In a group that changes: again among those who are left, if a member is lost in one of them.
+        """
+        while True:
+            self._redo = {fragment: self._states[fragment].begun for fragment, _ in begins}
+            try:
+                for fragment, step in begins:
+                    self._begin(fragment, step)
+                for entry in sorted(self._under_way, key=_order):
+                    if due is None or entry[0].due <= due:
+                        self._finish(entry)
+                return
+            except MENDABLE as error:
+                if self._group is None:
+                    raise
+                redo = self._regroup(error)
+            if self._void:
+                return
+            ahead = self.step + 1 if self._method.payload.kind == "gradient" else self.step
+            begins, due = [(fragment, ahead) for fragment in redo], None if due is None else self.step
 
     def _tick(self) -> None:
         """A local step was made: begin the rounds that are due, then apply those that are."""
@@ -519,15 +682,21 @@ class Synchronizer:
             self._link.local_step()
             self._clock.pause()
             self._correct_local_step()
-            for step in range(before + 1, self.step + 1):
-                for fragment in self._beginning(step):
-                    self._begin(fragment, step)
-            for entry in sorted(self._under_way, key=_order):
-                if entry[0].due <= self.step:
-                    self._finish(entry)
+            begins = [(f, step) for step in range(before + 1, self.step + 1) for f in self._beginning(step)]
+            self._carry_out(begins if self._pacer is None else begins[:1], self.step)
+        self._meet_if_due()
         if self._pacing.local == 0:
             self._pacing = self._pacing.adopted()
         self._clock.resume()
+
+    def _meet_if_due(self) -> None:
+        """In a group that changes: look who is there, after a round of fragment 0 or every few steps of gradients."""
+        due, self._ended = self._ended and not self._met, False
+        if self._method.payload.kind == "gradient":
+            due = self.step % _MEET_GRADIENT_STEPS == 0
+        if self._group is not None and due:
+            self._regroup(None)
+        self._met = False
 
     def _step_after(self) -> int:
         """The shared step that this local step ends at: those of a slower member count for several."""
@@ -563,16 +732,23 @@ class Synchronizer:
             live = self._fragments.gather(fragment)
             started += self._link.now() - paused  # counted there
         state = self._states[fragment]
+        if self._group is not None and method.payload.kind != "gradient" and self._is_idle(fragment, self._made):
+            x = torch.full_like(x, math.nan)  # not a step to tell of: the mean is the others'
+        says = self._group.link.says() if self._group is not None and fragment == 0 else None
         under_way, self._states[fragment] = rounds.begin(
             method, self._terms, self._link, fragment, step, live, x, self._weight(fragment), state,
             how=self._how[fragment], shared=self._shared(fragment, state), counted=(self._made, self._samples),
-            island=self._island,
+            island=self._island, says=says,
         )  # fmt: skip
         if self._pacer is not None:
             self._tell(step, x, under_way.round)
         rows = self._exchange_buffers(under_way.round) if fragment == 0 and self._buffers else None
         self._under_way.append((under_way, rows))
         self.timing += Timing(apply_s=self._link.now() - started)
+
+    def _is_idle(self, fragment: int, made: int) -> bool:
+        """Whether this member has made no local step since the last round that counted."""
+        return made == self._counted[fragment][0]
 
     def _selected(self, fragment: int) -> tuple[Tensor, Tensor]:
         """Gradients or parameters, and what of them is to be sent.  both [n]"""
@@ -665,15 +841,21 @@ class Synchronizer:
             self._outers[fragment], under_way, combined, self.step, self._states[fragment], due, self._inner.lr
         )
         self._states[fragment] = state
+        self._last[fragment] = combined.ranks, combined.digest.hex()
+        self._ended |= fragment == 0
         if isinstance(outcome, Skipped):
             self._on_skipped(outcome, state)
             fresh = self._owe(under_way, fresh)
         else:
+            was_idle = self._group is not None and self._is_idle(fragment, under_way.counted[0])
             self._counted[fragment] = under_way.counted
-            self._apply(under_way, combined, outcome, fresh)
+            self._apply(under_way, combined, outcome, fresh, was_idle)
             if buffers is not None:
                 self._buffers.scatter(*average(buffers, shares(route, self._link.rank, outcome.ranks)))
             self._on_committed(outcome, state, due)
+            if self._group is not None:
+                self._group.worked()
+                self._group.link.hear(outcome, under_way.said)
         if self._pacer is not None:
             self._decide(self._pacer, combined, took_part=self._link.rank in combined.ranks)
         waited = arrived - before
@@ -735,7 +917,9 @@ class Synchronizer:
         """Inner optimizers begin anew with a fragment's parameters."""
         self._inner.forget(self._fragments.names(fragment))
 
-    def _apply(self, under_way: UnderWay, combined: Combined, outcome: Committed, fresh: Tensor) -> None:
+    def _apply(
+        self, under_way: UnderWay, combined: Combined, outcome: Committed, fresh: Tensor, was_idle: bool
+    ) -> None:
         """Write the result into the model: gradients before a step, parameters after it."""
         fragment = under_way.fragment
         assert combined.update is not None
@@ -750,6 +934,8 @@ class Synchronizer:
             live, members = self._fragments.gather(fragment), len(outcome.ranks)
             mine = Mine(live, under_way.live, combined.update, combined.counted, fresh, members)
             self._merge(fragment, mine)
+        elif was_idle:
+            self._fragments.scatter(fragment, self._states[fragment].anchor)
         else:
             self._start_over(fragment)
 
@@ -768,6 +954,9 @@ class Synchronizer:
         self.committed += 1
         patience = _PATIENCE_SCALED if self._scales_gradients else _PATIENCE_ROUNDS
         for rank in sorted(set(due) - set(outcome.ranks)):
+            if self._group is not None and state.idle[rank] == 1:
+                _log.info("round %d: %s had nothing to say", outcome.round, self._group.link.names[rank])
+                continue
             _log.warning("round %d: member %d had no finite values and was left out", outcome.round, rank)
             if state.idle[rank] >= patience:
                 raise DivergedError(
@@ -808,6 +997,16 @@ class Synchronizer:
             return _PATIENCE_SCALED
         gradient = self._method.payload.kind == "gradient"
         return 1 if gradient or self._method.topology.consensus else _PATIENCE_ROUNDS
+
+
+def _heard(rows: Handle[BufferRows] | None) -> Handle[BufferRows] | None:
+    """What was said of buffers, if all of it came."""
+    if rows is None:
+        return None
+    try:
+        return Arrived(rows.wait())
+    except MENDABLE:
+        return None
 
 
 def _order(entry: tuple[UnderWay, Handle[BufferRows] | None]) -> tuple[int, int]:

@@ -44,12 +44,15 @@ class Meeting(Protocol):
         All members call it at the same points of a run (after a round), or when their gathering broke. A member that
         computes longer than the others is waited for while its heart beats, up to a time limit.
 
-        broken   something failed in the gathering that holds: it ends, and a new one is formed even of the same members.
-                 One member's word is enough: the others learn of it here, or from PeerLost in what they have under way
+        broken   something failed in the gathering that holds: it ends, and a new one is formed even of the same
+                 members. One's word is enough: others learn of it here, or from PeerLost in what they have under way
         returns  the same object as last time if nobody came or went and nothing was broken
         raises   MeetingLost (an error of the link) if no gathering forms in time: too few members are left, or they
                  cannot be reached from here. It may be called again. ConfigError for what no waiting will mend
         """
+
+    def now(self) -> float:
+        """Seconds on the clock of its links; it can be asked before the first gathering."""
 
     def close(self) -> None:
         """Leave: the others are told, as far as that is possible, and do not wait. May be called twice."""

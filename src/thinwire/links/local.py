@@ -1,31 +1,27 @@
 """The local link: N members in one process, deterministic, with a simulated clock.
 
-Every member is an ordinary function running in a thread of its own, but only one of them runs at a time. Each carries
-a simulated time; whenever the running one makes a local step, waits or ends, the runnable one with the smallest time
-goes next. So the learning is real, the order of events is the one the simulated network would give, and the same call
-gives the same bits every time. Jobs beside the compute (`spawn`) are actors like the members.
+Every member is an ordinary function running in a thread of its own, but only one of them runs at a time (actors.py):
+whenever it makes a local step, waits or ends, the one with the smallest simulated time goes next. So the learning is
+real, the order of events is the one the simulated network would give, and the same call gives the same bits every time.
+Jobs beside the compute (`spawn`) are actors like the members.
 
 What a message takes is in network.py. Encoding and decoding cost no simulated time.
 """
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import math
-import random
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Generic, TypeVar, cast
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from thinwire.errors import ConfigError, PeerLost
+from thinwire.links.actors import Actor, Actors, Job
 from thinwire.links.base import Link
 from thinwire.links.meter import Meter
 from thinwire.links.network import Address, Network, Wires, each
@@ -40,7 +36,27 @@ def run(members: int, work: Callable[[Link], T], network: Network | None = None)
     """
     if members < 1:
         raise ConfigError(f"{members} members", expected="at least one member", mend="ask for one worker or more")
-    return _Simulation(members, network or Network()).run(work)
+    actors = Actors()
+    mail = Mail(actors, network or Network(), members)
+    group = Group(0, tuple(range(members)))
+    errors: list[BaseException] = []
+
+    def member(rank: int) -> T:
+        why = "it ended"
+        try:
+            return work(LocalLink(mail, group, rank))
+        except BaseException as error:
+            why = f"it failed with {type(error).__name__}"
+            errors.append(error)
+            raise
+        finally:
+            mail.leave(group, rank, why, actors.me.time_s)
+
+    jobs = [actors.start(rank, 0.0, partial(member, rank)) for rank in group.owners]
+    actors.run()
+    if errors:
+        raise next((error for error in errors if not isinstance(error, PeerLost)), errors[0])
+    return [cast(T, job.value) for job in jobs]
 
 
 def alone() -> Link:
@@ -48,22 +64,8 @@ def alone() -> Link:
     return _Alone()
 
 
-class _Actor:
-    """A thread that takes turns."""
-
-    def __init__(self, rank: int, time_s: float, number: int) -> None:
-        self.rank, self.time_s, self.number = rank, time_s, number
-        self.turn = threading.Semaphore(0)
-        self.deadline_s = math.inf
-        self.waits_for: Callable[[], float | None] = lambda: None  # when it can go on, None: not yet
-        self.awaits: dict[int, Address] = {}  # sender -> message that it waits for and that has not landed
-        self.timed_out = False
-        self.ended = False
-        self.random = _RandomState()
-
-
 @dataclass
-class _Message:
+class Message:
     """In the mail. `due` is when its last bit is there, once it has landed."""
 
     address: Address
@@ -72,227 +74,121 @@ class _Message:
     landed: bool = False
 
 
-class _RandomState:
-    """The global generators as one member sees them: members of one process must not draw from each other's."""
+@dataclass
+class Group:
+    """Who carries packets among themselves: owners of actors by rank, and what each knows of the others' leaving.
 
-    def __init__(self) -> None:
-        self.torch, self.python, self.numpy = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    left  (who knows, rank that left) -> why, and when that was learnt
+    """
 
-    def swap_in(self) -> None:
-        torch.set_rng_state(self.torch)
-        random.setstate(self.python)
-        np.random.set_state(self.numpy)
+    number: int
+    owners: tuple[int, ...]
+    left: dict[tuple[int, int], tuple[str, float]] = field(default_factory=dict)
 
 
-class _Simulation:
-    def __init__(self, members: int, network: Network) -> None:
-        self.members = tuple(range(members))
-        self.wires = Wires(network, members)
-        self.step_s = [seconds or 0.0 for seconds in each(network.step_s, members)]
+def _in_time(sender: int, receiver: int, now: float) -> float:
+    return 0.0
+
+
+class Mail:
+    """What is under way between actors.
+
+    delay_s  (sender, receiver, now) -> seconds that a message sent now takes longer than the network has it;
+             infinity: it is lost
+    """
+
+    def __init__(self, actors: Actors, network: Network, owners: int,
+                 delay_s: Callable[[int, int, float], float] = _in_time) -> None:  # fmt: skip
+        self.actors = actors
+        self.wires = Wires(network, owners)
+        self.step_s = [seconds or 0.0 for seconds in each(network.step_s, owners)]
         self.patience_s = network.patience_s
-        self.mail: dict[Address, _Message] = {}
-        self.awaited: dict[Address, _Actor] = {}  # who waits for a message that has not landed
-        self.left: dict[int, tuple[str, float]] = {}  # rank -> why it ended, and when
-        self.numbers = itertools.count()
-        self.events: list[tuple[float, int, _Actor | _Message]] = []  # a heap: when, order of starting, who goes on
-        self.waiting: dict[int, _Actor] = {}  # by number
-        self.local = threading.local()
-        self.all_ended = threading.Event()
-        self.errors: list[BaseException] = []
-        self.threads: list[threading.Thread] = []
+        self.delay_s = delay_s
+        self.messages: dict[Address, Message] = {}
+        self.awaited: dict[Address, Actor] = {}  # who waits for a message that has not landed
+        self.awaits: dict[Actor, tuple[Group, dict[int, Address]]] = {}  # who waits, for which messages, by rank
 
-    # --- turns -------------------------------------------------------------------------------------------------
-
-    def run(self, work: Callable[[Link], T]) -> list[T]:
-        callers = _RandomState()
-        jobs = [self.start(rank, 0.0, self._member_job(rank, work)) for rank in self.members]
-        self._next()
-        while not self.all_ended.wait(timeout=0.2):  # a time limit keeps the main thread open to Ctrl-C
-            pass
-        for thread in self.threads:  # a thread that is still ending when the process does would abort it
-            thread.join()
-        callers.swap_in()
-        if self.errors:
-            raise next((error for error in self.errors if not isinstance(error, PeerLost)), self.errors[0])
-        return [cast(T, job.value) for job in jobs]
-
-    def _member_job(self, rank: int, work: Callable[[Link], T]) -> Callable[[], T]:
-        def job() -> T:
-            why = "it ended"
-            try:
-                return work(_LocalLink(self, rank))
-            except BaseException as error:
-                why = f"it failed with {type(error).__name__}"
-                self.errors.append(error)
-                raise
-            finally:
-                self.left[rank] = why, self.me.time_s
-                for actor in list(self.waiting.values()):
-                    if rank in actor.awaits and actor.awaits[rank] not in self.mail:
-                        self._ask(actor)
-
-        return job
-
-    def start(self, rank: int, time_s: float, job: Callable[[], T]) -> _Job[T]:
-        """A new actor; it runs when its turn comes."""
-        actor = _Actor(rank, time_s, next(self.numbers))
-        heapq.heappush(self.events, (time_s, actor.number, actor))
-        handle = _Job[T](self, actor)
-
-        def body() -> None:
-            actor.turn.acquire()
-            actor.random.swap_in()
-            self.local.actor = actor
-            try:
-                handle.value = job()
-            except BaseException as error:
-                handle.error = error
-            actor.ended = True
-            for waiter in handle.waiters:
-                self._ask(waiter)
-            self._next()
-
-        thread = threading.Thread(target=body, name=f"member {rank}", daemon=True)
-        if len(self.threads) > 2 * len(self.events) + 2 * len(self.waiting) + 64:
-            self.threads = [each for each in self.threads if each.is_alive()]
-        self.threads.append(thread)
-        thread.start()
-        return handle
-
-    def _next(self) -> None:
-        """Hand the turn to the runnable actor with the smallest time."""
-        actor = self._choose()
-        if actor is None:
-            self.all_ended.set()
+    def send(self, group: Group, channel: int, turn: int, to: int, buffer: Tensor) -> None:
+        self.actors.go_on()
+        me = self.actors.me
+        address = channel, turn, me.owner, group.owners[to]
+        late_s = self.delay_s(me.owner, group.owners[to], me.time_s)
+        if late_s == math.inf:
             return
-        actor.turn.release()
+        first, last = self.wires.leave(address, buffer.numel(), me.time_s)
+        message = self.messages[address] = Message(address, buffer, last + late_s)
+        self.actors.at(first + late_s, lambda at: self._land(message, at))
 
-    def _choose(self) -> _Actor | None:
-        while self.events:
-            at, _, event = heapq.heappop(self.events)
-            if isinstance(event, _Actor):
-                event.time_s = max(event.time_s, at)
-                return event
-            self._land(event, at)
-        if not self.waiting:
-            return None
-        # Everybody waits for somebody: the first time limit to run out decides.
-        actor = min(self.waiting.values(), key=lambda actor: (actor.deadline_s, actor.number))
-        del self.waiting[actor.number]
-        actor.timed_out, actor.time_s = True, max(actor.time_s, actor.deadline_s)
-        return actor
-
-    def _ask(self, actor: _Actor) -> None:
-        """Something happened that may let a waiting actor go on."""
-        if actor.number in self.waiting and (at := actor.waits_for()) is not None:
-            del self.waiting[actor.number]
-            heapq.heappush(self.events, (at, actor.number, actor))
-
-    def pause(self, *, until: Callable[[], float | None], limit_s: float) -> bool:
-        """Give the turn away until `until` gives a time; returns False if the time limit ran out first.
-
-        It is asked now, when the last missing message is sent, a member ends or a job that it is a waiter of does.
-        """
-        actor = self.me
-        actor.waits_for, actor.deadline_s, actor.timed_out = until, actor.time_s + limit_s, False
-        self.waiting[actor.number] = actor
-        self._ask(actor)
-        chosen = self._choose()
-        if chosen is not actor:
-            assert chosen is not None
-            actor.random = _RandomState()
-            chosen.turn.release()
-            actor.turn.acquire()
-            actor.random.swap_in()
-        return not actor.timed_out
-
-    @property
-    def me(self) -> _Actor:
-        actor: _Actor = self.local.actor
-        return actor
-
-    # --- the network -------------------------------------------------------------------------------------------
-
-    def send(self, channel: int, turn: int, to: int, buffer: Tensor) -> None:
-        address = channel, turn, self.me.rank, to
-        first, last = self.wires.leave(address, buffer.numel(), self.me.time_s)
-        message = self.mail[address] = _Message(address, buffer, last)
-        heapq.heappush(self.events, (first, next(self.numbers), message))
-
-    def _land(self, message: _Message, first: float) -> None:
+    def _land(self, message: Message, first: float) -> None:
         """The first bit is at the receiver's down-link: from here on it is known when the last one will be there."""
         message.due = self.wires.arrive(message.address[3], message.buffer.numel(), first, message.due)
         message.landed = True
         receiver = self.awaited.pop(message.address, None)
         if receiver is not None:
-            del receiver.awaits[message.address[2]]
-            if not receiver.awaits:
-                self._ask(receiver)
+            group, awaits = self.awaits[receiver]
+            del awaits[group.owners.index(message.address[2])]
+            if not awaits:
+                self.actors.ask(receiver)
 
-    def receive(self, channel: int, turns: Mapping[int, int], what: str) -> dict[int, Tensor]:
-        actor, mail = self.me, self.mail
-        keys = {rank: (channel, turn, rank, actor.rank) for rank, turn in turns.items()}
-        actor.awaits = {rank: key for rank, key in keys.items() if not (key in mail and mail[key].landed)}
-        self.awaited.update(dict.fromkeys(actor.awaits.values(), actor))
+    def leave(self, group: Group, rank: int, why: str, now: float) -> None:
+        """A member is gone from a group: the others learn it at once, unless nothing of it reaches them."""
+        owner = group.owners[rank]
+        for observer, other in enumerate(group.owners):
+            if other == owner or self.delay_s(owner, other, now) != math.inf:
+                group.left.setdefault((observer, rank), (why, now))
+        for actor, (place, awaits) in list(self.awaits.items()):
+            if place is group and (actor.owner == owner or (rank in awaits and awaits[rank] not in self.messages)):
+                self.actors.ask(actor)
+
+    def receive(self, group: Group, rank: int, channel: int, turns: Mapping[int, int], what: str) -> dict[int, Tensor]:
+        actor, mail = self.actors.me, self.messages
+        keys = {sender: (channel, turn, group.owners[sender], actor.owner) for sender, turn in turns.items()}
+        awaits = {sender: key for sender, key in keys.items() if not (key in mail and mail[key].landed)}
+        self.awaits[actor] = group, awaits
+        self.awaited.update(dict.fromkeys(awaits.values(), actor))
 
         def unsent() -> list[int]:
-            return [rank for rank, key in actor.awaits.items() if key not in mail]
+            return [sender for sender, key in awaits.items() if key not in mail]
 
         def arrived() -> float | None:
-            if not actor.awaits:
+            if not awaits:
                 return max((mail[key].due for key in keys.values()), default=0.0)
-            if not self.left:
+            if not group.left:
                 return None
-            return min((self.left[rank][1] for rank in unsent() if rank in self.left), default=None)  # learnt at once
+            if (rank, rank) in group.left:
+                return group.left[rank, rank][1]
+            return min((group.left[rank, gone][1] for gone in unsent() if (rank, gone) in group.left), default=None)
 
-        in_time = self.pause(until=arrived, limit_s=self.patience_s)
-        if actor.awaits:
-            missing = unsent()
-            for key in actor.awaits.values():
+        try:
+            in_time = self.actors.pause(until=arrived, limit_s=self.patience_s)
+        finally:
+            del self.awaits[actor]
+            for key in awaits.values():
                 del self.awaited[key]
-            actor.awaits = {}
-            gone = [rank for rank in missing if rank in self.left]
+        if awaits:
+            missing = unsent()
+            if (rank, rank) in group.left:
+                raise PeerLost(awaits, during=what, why=group.left[rank, rank][0])
+            gone = [sender for sender in missing if (rank, sender) in group.left]
             if gone:
-                raise PeerLost(gone, during=what, why=self.left[gone[0]][0])
+                raise PeerLost(gone, during=what, why=group.left[rank, gone[0]][0])
             assert not in_time
-            raise PeerLost(missing, during=what, why=f"no answer within {self.patience_s:g} simulated seconds")
-        return {rank: mail.pop(key).buffer.clone() for rank, key in keys.items()}  # others may share it
+            raise PeerLost(missing or awaits, during=what,
+                           why=f"no answer within {self.patience_s:g} simulated seconds")  # fmt: skip
+        return {sender: mail.pop(key).buffer.clone() for sender, key in keys.items()}  # others may share it
 
 
-class _Job(Generic[T]):
-    """A handle on an actor."""
-
-    def __init__(self, simulation: _Simulation, actor: _Actor) -> None:
-        self._simulation, self._actor = simulation, actor
-        self.value: T | None = None
-        self.error: BaseException | None = None
-        self.waiters: list[_Actor] = []
-
-    def done(self) -> bool:
-        return self._actor.ended and self._actor.time_s <= self._simulation.me.time_s
-
-    def wait(self) -> T:
-        def ended() -> float | None:
-            return self._actor.time_s if self._actor.ended else None
-
-        self.waiters.append(self._simulation.me)
-        self._simulation.pause(until=ended, limit_s=math.inf)
-        if self.error is not None:
-            raise self.error
-        return cast(T, self.value)
-
-
-class _LocalChannel:
-    def __init__(self, simulation: _Simulation, meter: Meter, number: int, purpose: str) -> None:
-        self._simulation, self._meter, self._number, self._purpose = simulation, meter, number, purpose
+class LocalChannel:
+    def __init__(self, mail: Mail, group: Group, rank: int, meter: Meter, number: int, purpose: str) -> None:
+        self._mail, self._group, self._rank, self._meter = mail, group, rank, meter
+        self._number, self._purpose = group.number << 32 | number, purpose
         self._sent: Counter[int] = Counter()
         self._received: Counter[int] = Counter()
 
     def exchange(self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, int], what: str) -> dict[int, Tensor]:
-        copies = {id(buffer): buffer.clone() for buffer in outgoing.values()}  # one that goes to all is copied once
-        for rank, buffer in outgoing.items():
-            self._simulation.send(self._number, self._sent[rank], rank, copies[id(buffer)])
-        arrived = self._simulation.receive(self._number, {rank: self._received[rank] for rank in incoming}, what)
+        self.send(outgoing)
+        turns = {rank: self._received[rank] for rank in incoming}
+        arrived = self._mail.receive(self._group, self._rank, self._number, turns, what)
         self._sent.update(outgoing.keys())
         self._received.update(incoming.keys())
         self._meter.count(
@@ -303,31 +199,38 @@ class _LocalChannel:
         )
         return arrived
 
+    def send(self, outgoing: Mapping[int, Tensor]) -> None:
+        """Hand the messages of an exchange to the wire."""
+        copies = {id(buffer): buffer.clone() for buffer in outgoing.values()}  # one that goes to all is copied once
+        for rank, buffer in outgoing.items():
+            self._mail.send(self._group, self._number, self._sent[rank], rank, copies[id(buffer)])
+
 
 @dataclass
-class _LocalLink:
-    simulation: _Simulation
+class LocalLink:
+    mail: Mail
+    group: Group
     rank: int
     meter: Meter = field(default_factory=Meter)
     opened: int = 0
 
     @property
     def members(self) -> tuple[int, ...]:
-        return self.simulation.members
+        return tuple(range(len(self.group.owners)))
 
-    def open(self, purpose: str) -> _LocalChannel:
+    def open(self, purpose: str) -> LocalChannel:
         number, self.opened = self.opened, self.opened + 1
-        return _LocalChannel(self.simulation, self.meter, number, purpose)
+        return LocalChannel(self.mail, self.group, self.rank, self.meter, number, purpose)
 
-    def spawn(self, job: Callable[[], T], name: str) -> _Job[T]:
-        return self.simulation.start(self.rank, self.now(), job)
+    def spawn(self, job: Callable[[], T], name: str) -> Job[T]:
+        return self.mail.actors.start(self.group.owners[self.rank], self.now(), job)
 
     def now(self) -> float:
-        return self.simulation.me.time_s
+        return self.mail.actors.me.time_s
 
     def local_step(self) -> None:
-        due = self.now() + self.simulation.step_s[self.rank]
-        self.simulation.pause(until=lambda: due, limit_s=math.inf)
+        due = self.now() + self.mail.step_s[self.group.owners[self.rank]]
+        self.mail.actors.pause(until=lambda: due, limit_s=math.inf)
 
     def close(self) -> None:
         """Nothing to give back: the simulation ends when every member has."""

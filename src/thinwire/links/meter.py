@@ -36,6 +36,12 @@ class Meter:
             before = self._by_purpose.get(purpose, Traffic())
             self._by_purpose[purpose] = before + Traffic(sent_bytes, received_bytes, messages_sent)
 
+    def add(self, other: Meter) -> None:
+        """Add all of another ledger."""
+        for purpose, traffic in other.by_purpose().items():
+            with self._lock:
+                self._by_purpose[purpose] = self._by_purpose.get(purpose, Traffic()) + traffic
+
     def by_purpose(self) -> Mapping[str, Traffic]:
         """A copy of the ledger."""
         with self._lock:
