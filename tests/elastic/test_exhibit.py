@@ -123,6 +123,22 @@ def test_two_that_are_read_stay_and_nothing_is_published_until_one_is_not():
     assert steps(shown) == [2, 4]
 
 
+def test_a_copy_is_thrown_away_if_its_place_was_taken_meanwhile():
+    """As the third state is copied somebody begins to read the second, and the first is read already."""
+    shown = exhibit(1)
+    read(shown, 1)
+    shown.publish(2, lambda: state(2))
+    assert steps(shown) == [1, 2]
+
+    def copied():
+        read(shown, 2)
+        return state(3)
+
+    assert not shown.publish(3, copied)
+    assert steps(shown) == [1, 2]
+    assert shown.wanted
+
+
 def test_a_piece_that_is_asked_for_keeps_its_state_on_show():
     clock = Clock()
     shown = exhibit(1, clock=clock)
@@ -434,13 +450,21 @@ class Scripted:
         self.server.server_close()
 
 
-def honest(made, *, spoil=lambda pieces, count: pieces, listing=None):
-    """A script that shows a state; `spoil` changes what it answers to the n-th question for pieces."""
+def honest(made, *, spoil=lambda pieces, count: pieces, listing=None, refuse=0, log=None):
+    """A service that shows a state; `spoil` changes what it answers to the n-th question for pieces.
+
+    refuse  questions for pieces that find nothing, at first
+    log     list of the paths asked for
+    """
     held = cut(made)
     told = {"format": "thinwire-state-1", "states": [{"step": 0, "digest": held.manifest.digest, "bytes": 0}]}
     told = json.dumps(told).encode() if listing is None else listing
 
     def script(path, body, count):
+        if log is not None:
+            log.append(path)
+        if path == "/pieces" and count < refuse:
+            return 404, b"", 0
         if path == "/pieces":
             whole = b"".join(bytes(held.views[digest]) for digest in body.decode().split())
             return 200, spoil(whole, count), len(whole)
@@ -464,6 +488,14 @@ def test_a_donor_that_breaks_off_again_and_again_is_given_up(monkeypatch):
     told = "0 of 32000 missing bytes of a state arrived within 1 s"
     with honest(state(), spoil=lambda whole, count: b"") as address, pytest.raises(LinkError, match=told):
         fetch([address], TOKEN, Shelf(), limit_s=1.0)
+
+
+def test_a_donor_that_shows_the_state_no_more_is_asked_what_it_shows():
+    log = []
+    with honest(state(), refuse=1, log=log) as address:
+        got = fetch([address], TOKEN, Shelf())
+    same(got.state, state())
+    assert [path for path in log if path in ("/state", "/pieces")] == ["/state", "/pieces", "/state", "/pieces"]
 
 
 def test_a_damaged_piece_is_asked_for_again():

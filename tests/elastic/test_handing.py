@@ -68,10 +68,11 @@ def test_nothing_lent_is_an_empty_state():
 
 
 def test_a_piece_of_both_states_crosses_once():
-    (_, (common, lent)), received = go(2, (0,), (1,), lent={"again": COMMON["anchor"]})
+    (_, (common, lent), _), received = go(3, (0, 2), (1,), lent={"again": COMMON["anchor"]})
     same(lent["again"], COMMON["anchor"])
     same(common, COMMON)
     assert received[1].received_bytes < pieces_bytes(COMMON) + 20_000
+    assert received[2].sent_bytes > 0.3 * pieces_bytes(COMMON), "any donor of the common state gives it"
 
 
 @pytest.mark.parametrize("known", [0, 1, 5, 12])
