@@ -123,6 +123,15 @@ def test_two_that_are_read_stay_and_nothing_is_published_until_one_is_not():
     assert steps(shown) == [2, 4]
 
 
+def test_a_step_may_be_published_twice():
+    """A run that went back to a checkpoint comes to the same step again, with another state."""
+    shown = exhibit(1)
+    read(shown, 1)
+    shown.publish(1, lambda: state(2))
+    assert not shown.publish(2, lambda: pytest.fail("nobody asked again"))
+    assert steps(shown) == [1, 1]
+
+
 def test_a_copy_is_thrown_away_if_its_place_was_taken_meanwhile():
     """As the third state is copied somebody begins to read the second, and the first is read already."""
     shown = exhibit(1)

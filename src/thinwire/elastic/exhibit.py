@@ -65,7 +65,7 @@ class Bucket:
             return start - now
 
 
-@dataclass
+@dataclass(eq=False)
 class _Publication:
     """A copy of a state; `pieces` are cut when the first reader asks."""
 
