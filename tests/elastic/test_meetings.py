@@ -46,6 +46,16 @@ class House:
             each.stop()
 
 
+def meet_until(members, whom):
+    """Meet again and again until all of these names are there; returns what the first of the members was told."""
+
+    def once():
+        told = all_do(members, "meet")[0]
+        return told if sorted(named(told)) == sorted(whom) else None
+
+    return until(once, f"no gathering of {whom}")
+
+
 def named(told):
     """Names of a gathering without process and life."""
     assert "names" in told, told
@@ -85,8 +95,7 @@ def test_a_gathering_holds_until_somebody_breaks_it_leaves_dies_or_comes(house):
     # One comes: it waits until those who are there meet.
     [d] = house.members("d", at, founds=False)
     d.begin("meet")
-    until(lambda: any(name.startswith("d-") for name in heard(at)), "d's heart is not heard")
-    assert [named(told) for told in all_do((a, b), "meet")] == ["abd"] * 2
+    meet_until((a, b), "abd")
     assert d.end()["names"] == [a.name, b.name, d.name]
     assert all_do((a, b, d), "exchange")[2]["heard"] == {"0": 1, "1": 2}
 
@@ -108,12 +117,8 @@ def test_lighthouses_end_one_after_the_other(house):
     lighthouse.stop()
     lighthouse = house.lighthouse(lighthouse.address)
     d.begin("meet")
-    until(lambda: heard(lighthouse.address), "d's heart is not heard")
-    together = all_do(three, "meet")
-    if named(together[0]) == "abc":  # d was late by a heartbeat: it is there the next time
-        together = all_do(three, "meet")
-    assert d.end()["names"] == together[0]["names"]
-    assert sorted(named(together[0])) == list("abcd")
+    together = meet_until(three, "abcd")
+    assert d.end()["names"] == together["names"]
     assert all_do((*three, d), "exchange")[0]["heard"] == {"1": 2, "2": 3, "3": 4}
 
     # Killed for good, while somebody waits there: all go on to the standby of rank 0.
@@ -166,8 +171,8 @@ def test_half_goes_on_where_they_met_and_elsewhere_does_not(house):
     assert (named(moved), moved["lighthouse"]) == ("a", a.standby), "it is all of the last gathering"
     [c] = house.members("c", a.standby, founds=False)
     c.begin("meet")
-    until(lambda: len(heard(a.standby)) == 2, "c's heart is not heard")
-    assert named(a.do("meet")) == named(c.end()) == "ac"
+    meet_until((a,), "ac")
+    assert named(c.end()) == "ac"
     a.kill()  # and the lighthouse where they met, with it
     assert c.do("meet broken")["error"] == "MeetingLost"
 
@@ -192,13 +197,8 @@ def test_members_that_hang_or_lose_their_heart(house):
     assert not runs(beats)
     b.kill(signal.SIGCONT)
     b.begin("meet")
-    until(lambda: len(fresh(at)) == 2, "b does not ask")
-    assert sorted(named(a.do("meet"))) == list("ab")
-    b.end()
-
-
-def fresh(at):
-    return [name for name, age in (heard(at) or {}).items() if age < 0.5]
+    meet_until((a,), "ab")
+    assert named(b.end()) == "ab"
 
 
 @pytest.mark.slow
