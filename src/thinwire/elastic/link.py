@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from thinwire.elastic.handing import Shelf, State
+from thinwire.elastic.handing import State
 from thinwire.elastic.meeting import Gathering, Meeting
+from thinwire.elastic.shelf import Shelf
 from thinwire.errors import ConfigError
 from thinwire.links.base import Channel, Handle
 from thinwire.links.local import alone
