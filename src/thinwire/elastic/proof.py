@@ -74,9 +74,7 @@ def prove(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Proof:
     return Proof(len(path), len(lines) - len(path), epochs, length, by, beyond, tuple(wrong))
 
 
-def _back(
-    last: Mapping[str, Any], lines: Mapping[str, Mapping[str, Any]]
-) -> tuple[list[Mapping[str, Any]], list[str]]:
+def _back(last: Mapping[str, Any], lines: Mapping[str, Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], list[str]]:
     """The rounds from the first to the last one, and what is wrong with the chain."""
     path, wrong = [last], []
     while path[-1]["before"]:

@@ -213,4 +213,3 @@ def _import(name: str) -> Any:
             expected="thinwire installed with its extra 'elastic'",
             mend="pip install 'thinwire[elastic]'",
         ) from error
-

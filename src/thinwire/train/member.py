@@ -147,9 +147,8 @@ def _stay(order: Order, run: Run, stops: Callable[[], bool]) -> RunRecord | None
 
     torch.set_num_threads(run.threads)
     out = Path(run.out)
-    meeting = TorchftMeeting(
-        order.lighthouses, name=order.name, host=order.bind, may_begin=not order.begun or bool(order.resume)
-    )
+    founds = not order.begun or bool(order.resume)
+    meeting = TorchftMeeting(order.lighthouses, name=order.name, host=order.bind, founds=founds)
     display = {"terminal": Terminal(Console()), "json": JsonLines(sys.stdout)}.get(order.shows) or Silent()
     try:
         board = Board(meeting.name, facts(order, run))
@@ -157,15 +156,13 @@ def _stay(order: Order, run: Run, stops: Callable[[], bool]) -> RunRecord | None
         board.address = registry.address
         journal = Journal(out / FOLDER / f"{meeting.name}.jsonl")
         group: Meeting = meeting if order.begun else AtLeast(meeting, order.at_least)  # type: ignore[assignment]
-        link = ElasticLink(group)
+        link = ElasticLink(group, founds=founds)
         link.on_change(lambda change: _remember(out, board, meeting, change))
         stay = Stay(out, order.epochs, order.at_least, order.begun and not order.resume,
                     Path(order.resume) if order.resume else None)  # fmt: skip
         try:
             task = run.task.build(seed=run.seed)
-            record = train_among(
-                run, task, link, stay, board=board, journal=journal, display=display, stops=stops
-            )
+            record = train_among(run, task, link, stay, board=board, journal=journal, display=display, stops=stops)
             if record is not None and link.rank == link.members[0]:
                 leave(run, record)
             return record
