@@ -28,6 +28,7 @@ FLOORS: list[set[str]] = [
     {"methods", "rounds", "buffers", "ensembles", "stability"},
     {"elastic"},
     {"snapshot", "inner", "regroup"},
+    {"kept"},
     {"synchronizer", "hooks", "pushes", "decentralized", "seeds", "snapshots"},
     {"integrations"},
 ]

@@ -104,6 +104,10 @@ class Inner:
             if given["class"] == type(each).__name__:
                 each.load_state_dict({**each.state_dict(), "state": given["state"]})
 
+    def classes(self) -> str:
+        """Their names."""
+        return ", ".join(type(each).__name__ for each in self.all)
+
     def settings(self) -> str:
         """Classes and hyper-parameters, group by group."""
         return "; ".join(map(_settings, self.all))
