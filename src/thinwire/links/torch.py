@@ -66,16 +66,12 @@ class TorchLink:
     """A process group as a link. Made by `join`; see thinwire.links.base.Link for the contract."""
 
     def __init__(
-        self, group: dist.ProcessGroup, backend: str, timeout_s: float | None, behind: TorchLink | None = None,
-        meter: Meter | None = None,
-    ) -> None:  # fmt: skip
-        """
-        behind  a link that others wait at while we wait for them on this one; time limits here add its longest
-        meter   counts here as well: of a link that this one follows; by default one of its own
-        """
+        self, group: dist.ProcessGroup, backend: str, timeout_s: float | None, behind: TorchLink | None = None
+    ) -> None:
+        """behind: a link that others wait at while we wait for them on this one; time limits here add its longest."""
         self.rank = group.rank()
         self.members = tuple(range(group.size()))
-        self.meter = Meter() if meter is None else meter
+        self.meter = Meter()
         self._group = group
         self._timeout_s = timeout_s
         self._transfer = _gloo if backend == "gloo" else _nccl
