@@ -1,7 +1,7 @@
 """One member of a run that others join, as a process: it is told what it is on standard input, and ends with that.
 
-Exit codes, for whoever started it: 0 the run has ended, 130 it was asked to leave and has left, 2 it cannot go on as it was
-asked to, 75 it lost the others: start it again.
+Exit codes, for whoever started it: 0 the run has ended, 130 it was asked to leave and has left, 2 it cannot go on as it
+was asked to, 75 it lost the others: start it again.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -206,8 +206,3 @@ def peers(out: Path) -> list[str]:
         return found
     except (OSError, ValueError, KeyError):
         return []
-
-
-def moved(run: Run, out: str | None) -> Run:
-    """The run with this machine's folder."""
-    return run if out is None else replace(run, out=out)
