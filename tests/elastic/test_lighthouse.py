@@ -8,6 +8,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
+from datetime import timedelta
 
 import pytest
 
@@ -65,10 +67,8 @@ def heard(address):
 
 
 def kill_button(address, name):
-    try:
+    with suppress(urllib.error.URLError, TimeoutError):  # the heart dies before it answers
         urllib.request.urlopen(f"http://{address}/replica/{name}/kill", data=b"", timeout=5).close()
-    except (urllib.error.URLError, TimeoutError):
-        pass  # the member dies before it answers
 
 
 def test_a_lighthouse_hears_hearts(lighthouse, heart):
@@ -88,10 +88,10 @@ def test_the_kill_button_reaches_a_heart_and_not_its_trainer(lighthouse, heart):
 
     The lighthouse knows the address of whom it had a quorum with.
     """
-    client = servers.compiled().ManagerClient(heart.address, connect_timeout=timedelta_s(5))
+    client = servers.compiled().ManagerClient(heart.address, connect_timeout=timedelta(seconds=5))
     client._quorum(
-        group_rank=1, step=0, checkpoint_metadata="", shrink_only=False, timeout=timedelta_s(10), commit_failures=0,
-        init_sync=False,
+        group_rank=1, step=0, checkpoint_metadata="", shrink_only=False, commit_failures=0, init_sync=False,
+        timeout=timedelta(seconds=10),
     )  # fmt: skip
     assert heart.address.startswith("http://127.0.0.1:"), "from other machines the button leads nowhere"
     kill_button(lighthouse.address, "a-1")
@@ -99,14 +99,8 @@ def test_the_kill_button_reaches_a_heart_and_not_its_trainer(lighthouse, heart):
     assert lighthouse.alive()
 
 
-def timedelta_s(seconds):
-    from datetime import timedelta
-
-    return timedelta(seconds=seconds)
-
-
 def test_a_heart_without_a_lighthouse():
-    with pytest.raises(LinkError, match="a heart does not start: failed to connect to http://127.0.0.1:1 "):
+    with pytest.raises(LinkError, match=r"a heart does not start: failed to connect to http://127\.0\.0\.1:1 "):
         beat("127.0.0.1:1", connect_s=0.2)
 
 
@@ -127,7 +121,7 @@ def test_stopping_twice(lighthouse):
 
 
 def test_at_least_so_many():
-    with pytest.raises(ConfigError, match="a lighthouse for .*0 members\n  expected  1 or more"):
+    with pytest.raises(ConfigError, match="a lighthouse for at least 0 members\n  expected  1 or more"):
         serve("127.0.0.1:0", at_least=0)
 
 

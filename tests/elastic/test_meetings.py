@@ -144,23 +144,22 @@ def test_lighthouses_end_one_after_the_other(house):
 
 
 @pytest.mark.slow
-def test_a_minority_waits_says_so_and_may_ask_again(house):
+def test_a_minority_waits_and_says_so(house):
     lighthouse = house.lighthouse()
-    a, b, c = three = house.members("abc", lighthouse.address, limits={"meet_s": 7.0})
+    a, b, c = three = house.members("abc", lighthouse.address, limits={"meet_s": 6.0})
     all_do(three, "meet")
     for member in (b, c):
         member.kill()
     told = a.do("meet broken")
     assert told["error"] == "MeetingLost"
-    assert told["text"].startswith("no group formed within 7 s: 1 of the 3 members of the last gathering are here\n")
+    assert told["text"].startswith("no group formed within 6 s: 1 of the 3 members of the last gathering are here\n")
     assert f"\n  expected  a lighthouse at {lighthouse.address} or " in told["text"]
     assert "\n  mend      see whether they run" in told["text"]
     assert any("1 of the 3 members of the last gathering are here (gives up in" in line for line in a.said)
-    assert a.do("meet")["error"] == "MeetingLost"
 
 
 @pytest.mark.slow
-def test_half_goes_on_where_they_met_and_elsewhere_does_not(house):
+def test_half_goes_on_where_they_met(house):
     lighthouse = house.lighthouse()
     a, b = house.members("ab", lighthouse.address, limits={"meet_s": 6.0})
     all_do((a, b), "meet")
@@ -173,8 +172,6 @@ def test_half_goes_on_where_they_met_and_elsewhere_does_not(house):
     c.begin("meet")
     meet_until((a,), "ac")
     assert named(c.end()) == "ac"
-    a.kill()  # and the lighthouse where they met, with it
-    assert c.do("meet broken")["error"] == "MeetingLost"
 
 
 @pytest.mark.slow

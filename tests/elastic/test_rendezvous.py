@@ -1,6 +1,7 @@
 """Who may go on as the group, and how those who are there connect."""
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import combinations
 
 import pytest
@@ -9,6 +10,7 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
+from thinwire import PeerLost
 from thinwire.elastic.rendezvous import Card, NotFormed, connected, form, refusal
 from thinwire.links.torch import TorchLink
 
@@ -127,6 +129,27 @@ def test_a_group_of_all_who_are_there():
         ))  # fmt: skip
     assert [int(heard[rank][1 - rank]) for rank in (0, 1)] == [8, 7]
     for link in links:
+        link.close()
+
+
+def test_a_link_that_is_cut_ends_what_is_under_way_on_both_sides():
+    formed = Place().form([card("a"), card("b")], ("a", "b"))
+    links = [TorchLink(group, "gloo", 30.0) for _, group in formed]
+    jobs = [
+        link.spawn(partial(link.open("test").exchange, {}, {1 - link.rank: 1}, "a word that is never said"), "job")
+        for link in links
+    ]
+    assert not any(job.done() for job in jobs)
+    links[0].cut("somebody left")
+    for job in jobs:
+        with pytest.raises(
+            PeerLost, match=r"lost member \d during a (word that is never said|gathering that has ended): "
+        ):
+            job.wait()
+    with pytest.raises(PeerLost, match="lost member 1 during a gathering that has ended: somebody left"):
+        links[0].open("test").exchange({}, {1: 1}, "another")
+    for link in links:
+        link.cut("twice does no harm")
         link.close()
 
 

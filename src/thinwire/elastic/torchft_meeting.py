@@ -166,7 +166,7 @@ class TorchftMeeting:
                 self._broken_times, self._shun_s = 0, _FIRST_SHUN_S
                 return gathering
         raise MeetingLost(
-            f"no group formed within {self._limits.meeting_s:.0f} s: {waiting.why}",
+            f"no group formed within {self._limits.meeting_s:.0f} s: {waiting.refused or waiting.why}",
             expected=f"a lighthouse at {' or '.join(self._candidates)}, and enough members there",
             mend="see whether they run and can be reached from here (`thinwire doctor ADDRESS`); "
             "what was committed is kept, and one may ask again",
@@ -286,6 +286,7 @@ class TorchftMeeting:
         waiting.why = str(failure)
         waiting.tell(None)
         if failure.refused:
+            waiting.refused = str(failure)
             assert self._at is not None
             # Unlike on all members, lest two that look for each other change places for ever.
             patience_s = self._limits.heartbeat_s * (1 + secrets.randbelow(100) / 100)
@@ -365,6 +366,7 @@ class _Waiting:
 
     def __init__(self, until: float, names: tuple[str, ...], mine: str) -> None:
         self.why = "nobody was asked"
+        self.refused = ""  # why those who came together did not go on: more to the point than who was not reached since
         self._until, self._others = until, [name for name in names if name != mine]
         self._told = time.monotonic()
 

@@ -143,7 +143,7 @@ class TorchLink:
         try:
             arrived, took = self._transfer(self._crew, self._group, outgoing, incoming, limit_s, what)
         except PeerLost as lost:
-            self._broken = lost
+            self._broken = self._broken or lost
             raise
         finally:
             with self._lock:
