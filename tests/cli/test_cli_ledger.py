@@ -19,7 +19,8 @@ def rounds(count: int = 4) -> list[dict]:
         ledger, done = ledger.dealt(["a", "b"]).committed({"a": 2, "b": 2})
         units = {name: [list(run) for run in runs] for name, runs in done.items()}
         lines.append({"event": "round", "at": float(number), "commits": ledger.commits, "before": before,
-                      "chain": ledger.chain, "units": units, "epochs": ledger.epochs, "units_per_epoch": 4})  # fmt: skip
+                      "chain": ledger.chain,
+                      "units": units, "epochs": ledger.epochs, "units_per_epoch": 4})  # fmt: skip
     return lines
 
 
