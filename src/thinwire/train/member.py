@@ -26,7 +26,7 @@ from thinwire.elastic.meeting import Gathering, Meeting
 from thinwire.elastic.registry import Registry
 from thinwire.errors import ConfigError, LinkError, StateMismatch
 from thinwire.report.record import RunRecord
-from thinwire.train.display import JsonLines, Silent, Terminal
+from thinwire.train.display import Display, JsonLines, Silent, Terminal
 from thinwire.train.elastic import Stay, train_among
 from thinwire.train.launch import leave, stop_signal
 from thinwire.version import __version__
@@ -149,13 +149,14 @@ def _stay(order: Order, run: Run, stops: Callable[[], bool]) -> RunRecord | None
     out = Path(run.out)
     founds = not order.begun or bool(order.resume)
     meeting = TorchftMeeting(order.lighthouses, name=order.name, host=order.bind, founds=founds)
-    display = {"terminal": Terminal(Console()), "json": JsonLines(sys.stdout)}.get(order.shows) or Silent()
+    shown: dict[str, Display] = {"terminal": Terminal(Console()), "json": JsonLines(sys.stdout)}
+    display = shown.get(order.shows) or Silent()
     try:
         board = Board(meeting.name, facts(order, run))
         registry = Registry(order.bind, order.port, board, order.token)
         board.address = registry.address
         journal = Journal(out / FOLDER / f"{meeting.name}.jsonl")
-        group: Meeting = meeting if order.begun else AtLeast(meeting, order.at_least)  # type: ignore[assignment]
+        group: Meeting = meeting if order.begun else AtLeast(meeting, order.at_least)
         link = ElasticLink(group, founds=founds)
         link.on_change(lambda change: _remember(out, board, meeting, change))
         stay = Stay(out, order.epochs, order.at_least, order.begun and not order.resume,
