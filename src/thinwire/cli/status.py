@@ -65,7 +65,7 @@ def show(view: Mapping[str, Any], console: Console) -> None:
             console.print(line, highlight=False)
     if view["waiting"] and not run["ended"]:
         who = ", ".join(view["waiting"]["for"])
-        console.print(Text(f"Waiting for {who} since {_ago(now - view['waiting']['since'])}.", "yellow"))
+        console.print(Text(f"Waiting for {who} for {_ago(now - view['waiting']['since'])}.", "yellow"))
     for found in view["findings"][-5:]:
         console.print(Text(f"{found['kind']}: {found['who']}: {found['evidence']}", "yellow"))
 
@@ -76,7 +76,7 @@ def lines(row: Mapping[str, Any], now: float) -> list[str]:
     told = [
         f"step {_or(row['step'], str)}", f"loss {_or(row['loss'], lambda loss: f'{loss:.3f}')}",
         f"{_or(row['share'], lambda share: f'{share:.0%}')} of the work", f"↑{_or(row['sent_bytes'], bytes_text)}",
-        f"↓{_or(row['received_bytes'], bytes_text)}", f"seen {_or(row['last_seen'], lambda at: _ago(now - at) + ' ago')}",
+        f"↓{_or(row['received_bytes'], bytes_text)}", f"seen {_or(row['last_seen'], lambda at: _ago(now - at))} ago",
     ]  # fmt: skip
     return [f"{row['name']}: {state}", "    " + ", ".join(told)]
 
