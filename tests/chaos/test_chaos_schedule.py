@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from thinwire.chaos.schedule import VERBS, Fault, drawn, end_s, parse
@@ -68,7 +70,7 @@ def test_a_seed_draws_the_same_faults_and_all_kinds_of_them():
     assert found != drawn(8, 4, 30.0, 6000.0)
     assert {each.verb for each in found} == set(VERBS)
     assert Fault(0, "kill") in {Fault(0, each.verb, each.hosts) for each in found if each.verb == "kill"}
-    gaps = [after.at_s - before.at_s for before, after in zip(found, found[1:], strict=False)]
+    gaps = [after.at_s - before.at_s for before, after in pairwise(found)]
     assert 25 < sum(gaps) / len(gaps) < 35
 
 

@@ -8,6 +8,7 @@ import time
 
 import torch
 
+from thinwire.elastic import rendezvous, torchft_meeting
 from thinwire.elastic.settings import Limits
 from thinwire.elastic.torchft_meeting import TorchftMeeting
 from thinwire.errors import ThinwireError
@@ -16,6 +17,8 @@ from thinwire.errors import ThinwireError
 def main() -> None:
     options = json.loads(sys.argv[1])
     limits = Limits(**options.pop("limits", {}))
+    if apart := options.pop("apart", None):
+        keep_apart(apart)
     meeting = TorchftMeeting(limits=limits, **options)
     gathering, channel = None, None
     say(name=meeting.name, standby=meeting._standby.address)
@@ -33,16 +36,30 @@ def main() -> None:
                 told = {"heard": exchange(gathering.link, channel, json.loads(argument or "null"))}
             elif do == "heart":
                 told = {"heart": meeting._at.heart.pid}
-            elif do == "close":
+            else:
                 told = {}
                 meeting.close()
-            else:
-                told = {"sum": eval(argument, {"meeting": meeting})}
         except ThinwireError as error:
             told = {"error": type(error).__name__, "text": str(error)}
         say(**told, seconds=time.monotonic() - start)
         if do == "close":
             return
+
+
+def keep_apart(pair) -> None:
+    """Let two members, by how their names begin, not connect with each other."""
+    gloo, form = rendezvous._gloo, rendezvous.form
+
+    def forms(address, rank, names, mine, *rest):
+        others = [other for other in pair if not mine.name.startswith(other)] if mine.name[:2] in pair else []
+        lost = [name for name in names if name[:2] in others]
+        rendezvous._gloo = (lambda *given: (None, "connect timed out")) if lost else gloo
+        rendezvous._unreachable = lambda cards, rank: lost
+        if not lost and {name[:2] for name in names} >= set(pair):
+            rendezvous._gloo = lambda *given: (None, "connect timed out")
+        return form(address, rank, names, mine, *rest)
+
+    torchft_meeting.form = forms
 
 
 def exchange(link, channel, with_ranks) -> dict[int, int]:

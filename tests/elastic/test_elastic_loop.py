@@ -183,7 +183,9 @@ def test_changes_are_logged_and_shown(tmp_path):
         RUN, task, group, task.model(), [], Stay(tmp_path), board, journal, Silent(), lambda: False,
         torch.device("cpu"), RUN.method.build(),
     )  # fmt: skip
-    group.changed(SimpleNamespace(names=("m0", "m2"), came=("m2",), left=("m1",), healed=True, seconds=2.0, bytes=7))
+    group.changed(
+        SimpleNamespace(names=("m0", "m2"), came=("m2",), left=("m1",), healed=True, seconds=2.0, received_bytes=7)
+    )
     session.find("slow", "m2", "three rounds in a row")
     met, healed, finding = events(tmp_path)
     assert (met["names"], met["came"], met["left"]) == (["m0", "m2"], ["m2"], ["m1"])

@@ -1,4 +1,4 @@
-"""What a run under faults came to, from its members' logs: useful work a second, what each fault cost, whether all agree.
+"""What a run under faults came to, by its members' logs: useful work a second, the cost of faults, whether all agree.
 
     goodput = units committed / (seconds * usual rate)      usual rate: units / s of the rounds that no fault touched,
                                                             or of another run without faults
@@ -11,6 +11,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 from thinwire.chaos.schedule import Fault
@@ -102,7 +103,7 @@ def measure(logs: Logs, happened: Sequence[Happened], *, until: float | None = N
     """
     proof = prove(logs)
     rounds = _rounds(logs)
-    gaps = [(before, after) for before, after in zip(rounds, rounds[1:], strict=False) if after.at > before.at]
+    gaps = [(before, after) for before, after in pairwise(rounds) if after.at > before.at]
     quiet = [(before, after) for before, after in gaps if not _touched(before.at, after.at, happened, rounds)]
     usual_round_s = statistics.median([after.at - before.at for before, after in quiet or gaps] or [0.0])
     if not usual and quiet:
@@ -206,7 +207,7 @@ def _evaluated(logs: Logs) -> tuple[tuple[int, float], ...]:
 def table(found: Goodput, beside: Goodput | None = None) -> str:
     """For a reader."""
     lines = [
-        f"{found.rounds} rounds, {found.units} units in {found.seconds:.0f} s; a round takes {found.usual_round_s:.2f} s.",
+        f"{found.rounds} rounds, {found.units} units in {found.seconds:.0f} s; {found.usual_round_s:.2f} s a round.",
         f"Goodput: {100 * found.share:.1f} % of {found.usual:.2f} units a second, the rate "
         + ("of the run beside." if beside else "between faults."),
         f"Rounds lost with all who knew of them and done again: {found.void}.",

@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from thinwire.elastic.registry import get
@@ -24,7 +23,7 @@ _EVERY_S = 2.0
 @click.option("--json", "as_json", is_flag=True, help="All that is known, as JSON.")
 @click.option("--watch", is_flag=True, help="Again every two seconds, until Ctrl-C or the run's end.")
 def status(address: str, token: str, as_json: bool, watch: bool) -> None:
-    """How a run stands: members, rounds, bytes, shares of work, who is waited for.
+    """How a run that others join stands.
 
     Any member's address will do. A page that shows the same is at
     http://HOST:PORT/#TOKEN.
@@ -32,7 +31,7 @@ def status(address: str, token: str, as_json: bool, watch: bool) -> None:
     \b
     thinwire status 203.0.113.7:29400 --token T --watch
     """
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, highlight=False)
     while True:
         view = get(address, "/status", token)
         if as_json:
@@ -49,7 +48,9 @@ def status(address: str, token: str, as_json: bool, watch: bool) -> None:
 def show(view: Mapping[str, Any], console: Console) -> None:
     """A status for a person."""
     run, now = view["run"], view["now"]
-    console.print(Text(f"{run['method']} on {run['task']}, run {run['id']}: step {run['step']} of {run['steps']}", "bold"))
+    console.print(
+        Text(f"{run['method']} on {run['task']}, run {run['id']}: step {run['step']} of {run['steps']}", "bold")
+    )
     if run["ended"]:
         console.print(f"It has ended: {run['ended']}.")
     facts = [f"round {run['round']}"]
@@ -59,30 +60,25 @@ def show(view: Mapping[str, Any], console: Console) -> None:
     if run.get("valid_loss") is not None:
         facts.append(f"held-out loss {run['valid_loss']:.3f} at step {run['evaluated_at']}")
     console.print(", ".join(facts))
-    table = Table(box=None, pad_edge=False)
-    for name in ("member", "now", "step", "loss", "work", "sent", "received", "seen"):
-        table.add_column(name, justify="left" if name in ("member", "now") else "right", overflow="fold")
     for row in view["members"]:
-        table.add_row(*cells(row, now))
-    console.print(table)
+        for line in lines(row, now):
+            console.print(line, highlight=False)
     if view["waiting"] and not run["ended"]:
         who = ", ".join(view["waiting"]["for"])
-        console.print(Text(f"Waiting for {who} since {_ago(now - view['waiting']['since'])}.", "yellow"))
+        console.print(Text(f"Waiting for {who} for {_ago(now - view['waiting']['since'])}.", "yellow"))
     for found in view["findings"][-5:]:
         console.print(Text(f"{found['kind']}: {found['who']}: {found['evidence']}", "yellow"))
 
 
-def cells(row: Mapping[str, Any], now: float) -> list[str]:
-    """A member's row."""
-    if not row["answers"]:
-        state = "does not answer"
-    else:
-        state = f"{row['phase']} for {_ago(now - row['since'])}"
-    return [
-        row["name"], state, _or(row["step"], str), _or(row["loss"], lambda loss: f"{loss:.3f}"),
-        _or(row["share"], lambda share: f"{share:.0%}"), _or(row["sent_bytes"], bytes_text),
-        _or(row["received_bytes"], bytes_text), _or(row["last_seen"], lambda at: f"{_ago(now - at)} ago"),
+def lines(row: Mapping[str, Any], now: float) -> list[str]:
+    """What is told of a member: who it is and what it does now, and below it the numbers of the last round."""
+    state = f"{row['phase']} for {_ago(now - row['since'])}" if row["answers"] else "does not answer"
+    told = [
+        f"step {_or(row['step'], str)}", f"loss {_or(row['loss'], lambda loss: f'{loss:.3f}')}",
+        f"{_or(row['share'], lambda share: f'{share:.0%}')} of the work", f"↑{_or(row['sent_bytes'], bytes_text)}",
+        f"↓{_or(row['received_bytes'], bytes_text)}", f"seen {_or(row['last_seen'], lambda at: _ago(now - at))} ago",
     ]  # fmt: skip
+    return [f"{row['name']}: {state}", "    " + ", ".join(told)]
 
 
 def _or(value: Any, words: Any) -> str:

@@ -34,7 +34,7 @@ def up(
     words: tuple[str, ...], bind: str, port: int, token: str | None, at_least: int, members_here: int, epochs: int,
     resume: str | None, as_json: bool,
 ) -> int:  # fmt: skip
-    """Start a run that others can join at any time, leave, and crash in.
+    """Start a run that others can join at any time.
 
     Prints the line that others type. Every field of the configuration is a flag, as
     for `thinwire train`; without a file, the run is the embedded default. Ctrl-C
@@ -45,7 +45,11 @@ def up(
     thinwire up --resume runs/run             after all machines were down
     """
     run = configured(words, resume)
-    for name, value, least in (("--at-least", at_least, 1), ("--members-here", members_here, 1), ("--epochs", epochs, 0)):
+    for name, value, least in (
+        ("--at-least", at_least, 1),
+        ("--members-here", members_here, 1),
+        ("--epochs", epochs, 0),
+    ):
         if value < least:
             raise ConfigError(f"{name} {value}", expected=f"{least} or more", mend="leave it out for the default")
     run.method.build()
@@ -55,7 +59,7 @@ def up(
     token = token or secrets.token_urlsafe(18)
     port = port or free_port(bind)
     run_id = secrets.token_hex(4)
-    lighthouse = Lighthouse(f"{bind}:0")
+    lighthouse = Lighthouse(f"{bind}:0", out / "logs" / "lighthouse.log")
     try:
         _tell(bind, port, token, as_json)
 
@@ -88,6 +92,8 @@ def again(order: Order, run: Run, restarts: bool) -> Order | None:
             continue
         if found["ended"]:
             return None
+        if not found["holds"]:  # it waits for others itself
+            continue
         return replace(order, lighthouses=list(found["lighthouses"]), begun=True, run_id=found["id"])
     kept = newest(out) is not None
     return replace(order, begun=True, resume=str(out) if kept else "")

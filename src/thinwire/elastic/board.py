@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 _MICRO = 1_000_000
+JOINING, WITH_OTHERS = "joining", "with the others"
 _KEPT = 200  # points, changes and findings that are remembered to be shown
 
 
@@ -81,7 +82,7 @@ class Board:
     ) -> None:
         self.name, self.address, self.facts, self._clock = name, address, dict(facts), clock
         self._lock = threading.Lock()
-        self._own: dict[str, Any] = {"phase": "joining", "since": clock(), "step": 0}
+        self._own: dict[str, Any] = {"phase": JOINING, "since": clock(), "step": 0}
         self._run: dict[str, Any] = {"step": 0, "round": 0, "ended": None}
         self._members: dict[str, dict[str, Any]] = {}
         self._names: tuple[str, ...] = ()
@@ -135,7 +136,15 @@ class Board:
     def run(self) -> dict[str, Any]:
         """For `GET /run`: what a newcomer must know, and where else it may ask."""
         with self._lock:
-            return {**self.facts, **self._run, "members": {name: self._address(name) for name in self._names}}
+            holds = self._own["phase"] != JOINING
+            step = max(self._own["step"], self._run["step"])
+            return {
+                **self.facts,
+                **self._run,
+                "step": step,
+                "holds": holds,
+                "members": {name: self._address(name) for name in self._names},
+            }
 
     def own(self) -> dict[str, Any]:
         """This member's present, as only it knows it."""
@@ -173,18 +182,21 @@ class Board:
                 row["tokens_per_s"] = rate * tokens if rate is not None and tokens else None
                 row |= {"phase": None, "since": None, "answers": live is not None}
                 if live is not None:
-                    row |= {"phase": live["phase"], "since": live["since"], "step": live["step"], "last_seen": live["at"]}
+                    row |= {
+                        "phase": live["phase"],
+                        "since": live["since"],
+                        "step": live["step"],
+                        "last_seen": live["at"],
+                    }
                 rows.append(row)
-            view = {
+            return {
                 "now": self._clock(), "asked": self.name, "run": {**self.facts, **self._run}, "members": rows,
                 "waiting": waiting(rows), "changes": list(self._changes), "findings": list(self._findings),
                 "curve": [list(point) for point in self._curve],
             }  # fmt: skip
-        return view
 
 
 _ROW = ("step", "loss", "units_per_s", "sent_bytes", "received_bytes", "address", "leaves", "last_seen")
-WITH_OTHERS = "with the others"
 
 
 def waiting(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:

@@ -1,9 +1,9 @@
 """Proof from the members' logs that every sample was counted once, whatever came and went.
 
 Each `round` line says which units became done, and how the chain went on: chain = digest(chain before, units). From the
-last round any member saw, the chain leads back to the first one, link by link; each link is computed again, so what is on
-it is what the members committed. Rounds beside it were committed and lost, with all who knew of them: a run that went on
-from a checkpoint did them again.
+last round any member saw, the chain leads back to the first one, link by link; each link is computed again, so what is
+on it is what the members committed. Rounds beside it were committed and lost, with all who knew of them: a run that
+went on from a checkpoint did them again.
 """
 
 from __future__ import annotations
@@ -74,9 +74,7 @@ def prove(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Proof:
     return Proof(len(path), len(lines) - len(path), epochs, length, by, beyond, tuple(wrong))
 
 
-def _back(
-    last: Mapping[str, Any], lines: Mapping[str, Mapping[str, Any]]
-) -> tuple[list[Mapping[str, Any]], list[str]]:
+def _back(last: Mapping[str, Any], lines: Mapping[str, Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], list[str]]:
     """The rounds from the first to the last one, and what is wrong with the chain."""
     path, wrong = [last], []
     while path[-1]["before"]:

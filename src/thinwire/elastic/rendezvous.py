@@ -38,7 +38,7 @@ class Card:
     last       who was in that
     here       that one met at this same lighthouse
     at_least   members without whom it does not go on
-    may_begin  it may begin a run with others who were in no gathering
+    founds     it may begin a run with others who were in no gathering
     """
 
     name: str
@@ -47,7 +47,7 @@ class Card:
     last: tuple[str, ...]
     here: bool
     at_least: int
-    may_begin: bool
+    founds: bool
 
     def encode(self) -> str:
         return json.dumps(asdict(self))
@@ -85,7 +85,7 @@ def refusal(cards: Sequence[Card]) -> str | None:
         return f"{len(cards)} of the {at_least} members that it takes are here"
     here, newest = {card.name for card in cards}, max(card.number for card in cards)
     if newest == 0:
-        return None if any(card.may_begin for card in cards) else "nobody is here who was in the run"
+        return None if any(card.founds for card in cards) else "nobody is here who was in the run"
     for last in {card.last for card in cards if card.number == newest}:
         there = sum(name in here for name in last)
         same_place = all(card.here for card in cards if card.number == newest and card.last == last)

@@ -41,7 +41,7 @@ class Limits:
             if value is not None and not value > 0:
                 raise ConfigError(
                     f"{name} is {value}",
-                    expected="a number of seconds above 0",
+                    expected="seconds above 0",
                     mend=f"leave {name} out for its default",
                 )
 

@@ -39,7 +39,6 @@ from thinwire.elastic.settings import Limits
 from thinwire.errors import ConfigError, LinkError, MeetingLost
 from thinwire.links.crew import Crew
 from thinwire.links.joining import address_towards
-from thinwire.links.meter import Meter
 from thinwire.links.torch import TELL_AFTER_S, TorchLink, first_line
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ class TorchftMeeting:
         name: str | None = None,
         host: str | None = None,
         at_least: int = 1,
-        may_begin: bool = True,
+        founds: bool = True,
         timeout_s: float | None = None,
         limits: Limits | None = None,
         standby_port: int = 0,
@@ -76,7 +75,7 @@ class TorchftMeeting:
         name          begins this member's name; process and life are added. By default the machine's
         host          this machine's address as the others see it; by default the one that leads to the lighthouse
         at_least      members without whom no gathering forms, wherever
-        may_begin     with others who were in no gathering it begins a run; False: it waits for one that is there
+        founds        with others who were in no gathering it begins a run; False: it waits for one that is there
         timeout_s     one override for the time limits of exchanges, as in `thinwire.join`
         limits        of membership; the round period in them is measured and need not be given
         standby_port  of this member's standby lighthouse; 0 takes a free one
@@ -96,9 +95,8 @@ class TorchftMeeting:
         self._host = host or address_towards(split(self._given[0])[0]) or "127.0.0.1"
         # Digits at the end: torchft reads them as a number.
         self._name = f"{name or _machine()}-{os.getpid()}-{secrets.randbelow(10**9):09d}"
-        self._at_least, self._may_begin, self._timeout_s = at_least, may_begin, timeout_s
+        self._at_least, self._founds, self._timeout_s = at_least, founds, timeout_s
         self._limits = limits or Limits()
-        self._meter = Meter()
         self._crew = Crew()
         try:
             self._standby = serve(f"{self._host}:{standby_port}", limits=self._limits)
@@ -142,7 +140,7 @@ class TorchftMeeting:
     def meet(self, *, broken: bool = False) -> Gathering:
         if self._returned_at is not None:
             self._periods.append(time.monotonic() - self._returned_at)
-            self._limits = replace(self._limits, period_s=max(self._periods))
+            self._limits = replace(self._limits, period_s=max(1e-3, *self._periods))
         if broken:
             self._part("something failed in it")
         until = time.monotonic() + self._limits.meeting_s
@@ -168,11 +166,14 @@ class TorchftMeeting:
                 self._broken_times, self._shun_s = 0, _FIRST_SHUN_S
                 return gathering
         raise MeetingLost(
-            f"no group formed within {self._limits.meeting_s:.0f} s: {waiting.why}",
+            f"no group formed within {self._limits.meeting_s:.0f} s: {waiting.refused or waiting.why}",
             expected=f"a lighthouse at {' or '.join(self._candidates)}, and enough members there",
             mend="see whether they run and can be reached from here (`thinwire doctor ADDRESS`); "
             "what was committed is kept, and one may ask again",
         )
+
+    def now(self) -> float:
+        return time.perf_counter()
 
     def close(self) -> None:
         self._leave_lighthouse()
@@ -271,10 +272,10 @@ class TorchftMeeting:
         last_number, last_names, last_place = self._last
         mine = Card(
             self._name, self._standby.address, last_number, last_names, last_place == place, self._at_least,
-            self._may_begin,
+            self._founds,
         )  # fmt: skip
         cards, group = form(store, rank, names, mine, self._host, self._limits.connect_s)
-        self._link = TorchLink(group, "gloo", self._timeout_s, meter=self._meter)
+        self._link = TorchLink(group, "gloo", self._timeout_s)
         self._held = Gathering(number, tuple(card.name for card in cards), self._link)
         self._last = (number, self._held.names, place)
         self._candidates = tuple(dict.fromkeys((*self._given, place, *(card.standby for card in cards))))
@@ -285,6 +286,7 @@ class TorchftMeeting:
         waiting.why = str(failure)
         waiting.tell(None)
         if failure.refused:
+            waiting.refused = str(failure)
             assert self._at is not None
             # Unlike on all members, lest two that look for each other change places for ever.
             patience_s = self._limits.heartbeat_s * (1 + secrets.randbelow(100) / 100)
@@ -364,6 +366,7 @@ class _Waiting:
 
     def __init__(self, until: float, names: tuple[str, ...], mine: str) -> None:
         self.why = "nobody was asked"
+        self.refused = ""  # why those who came together did not go on: more to the point than who was not reached since
         self._until, self._others = until, [name for name in names if name != mine]
         self._told = time.monotonic()
 

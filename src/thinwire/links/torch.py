@@ -69,16 +69,12 @@ class TorchLink:
     """A process group as a link. Made by `join`; see thinwire.links.base.Link for the contract."""
 
     def __init__(
-        self, group: dist.ProcessGroup, backend: str, timeout_s: float | None, behind: TorchLink | None = None,
-        meter: Meter | None = None,
-    ) -> None:  # fmt: skip
-        """
-        behind  a link that others wait at while we wait for them on this one; time limits here add its longest
-        meter   counts here as well: of a link that this one follows; by default one of its own
-        """
+        self, group: dist.ProcessGroup, backend: str, timeout_s: float | None, behind: TorchLink | None = None
+    ) -> None:
+        """behind: a link that others wait at while we wait for them on this one; time limits here add its longest."""
         self.rank = group.rank()
         self.members = tuple(range(group.size()))
-        self.meter = Meter() if meter is None else meter
+        self.meter = Meter()
         self.timings = Timings()
         self._group = group
         self._timeout_s = timeout_s
@@ -151,7 +147,7 @@ class TorchLink:
         try:
             arrived, took, came = self._transfer(self._crew, self._group, outgoing, incoming, limit_s, what)
         except PeerLost as lost:
-            self._broken = lost
+            self._broken = self._broken or lost
             raise
         finally:
             with self._lock:

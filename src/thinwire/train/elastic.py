@@ -239,7 +239,11 @@ class _Session:
         self.display.progress(step, self.statuses)
         if run.eval_every and step // run.eval_every > self.evaluated_at // run.eval_every and step < run.steps:
             self._evaluate()
-        if run.checkpoint_every and step // run.checkpoint_every > self.saved_at // run.checkpoint_every:
+        if (
+            run.checkpoint_every
+            and step // run.checkpoint_every > self.saved_at // run.checkpoint_every
+            and step < run.steps
+        ):
             self._save()
 
     def _leave(self) -> NoReturn:
@@ -247,7 +251,7 @@ class _Session:
         self._save()
         self.journal.write("ended", step=self.sync.step, why="left: it was asked to")
         self.board.phase("ended", self.sync.step)
-        self.display.stopped(self.sync.step, self.stay.out)
+        self._note("left", "the others go on; join again to come back")
         raise _Left
 
     def _end(self) -> RunRecord:
@@ -330,7 +334,7 @@ class _Session:
         )
         self.board.met(change.names, change.came, change.left)
         if change.healed:
-            self.journal.write("healed", seconds=change.seconds, bytes=change.bytes)
+            self.journal.write("healed", seconds=change.seconds, bytes=change.received_bytes)
             self.losses, self.worked_s, self.worked_units = [], 0.0, 0.0
 
     def find(self, kind: str, who: str, evidence: str) -> None:
@@ -419,8 +423,7 @@ class _Session:
 
     def _whole(self) -> History:
         purposes = {
-            name: (traffic.sent_bytes, traffic.received_bytes)
-            for name, traffic in self.link.meter.by_purpose().items()
+            name: (traffic.sent_bytes, traffic.received_bytes) for name, traffic in self.link.meter.by_purpose().items()
         }
         here, timing = self.here, self.sync.timing
         return History(

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from thinwire.errors import LinkError, ThinwireError
@@ -113,8 +113,8 @@ def _after(seat: _Seat, code: int, asked: int, logs: Path) -> None:
     seat.due = seat.restarts.next(time.monotonic())
     if seat.due is None:
         raise LinkError(
-            f"member {seat.number} of this machine ended {_MOST_RESTARTS} times within {_WITHIN_S:.0f} s, the last time "
-            f"with code {code}{_last_words(logs, seat.number)}",
+            f"member {seat.number} of this machine ended {_MOST_RESTARTS} times within {_WITHIN_S:.0f} s, the last "
+            f"time with code {code}{_last_words(logs, seat.number)}",
             expected="a member that stays",
             mend="what it said tells why; once that is mended, start again: it is given the run's state",
         )
@@ -147,12 +147,13 @@ class Lighthouse:
     """A lighthouse's process, on one port through all its lives.
 
     bind  "HOST:PORT", port 0 for any
+    log   where it writes
     """
 
-    def __init__(self, bind: str) -> None:
-        self._restarts = Restarts()
+    def __init__(self, bind: str, log: Path) -> None:
+        self._restarts, self._log = Restarts(), log
         self._due: float | None = None
-        self._process, self.address = _lighthouse(bind)
+        self._process, self.address = _lighthouse(bind, log)
 
     def look(self) -> None:
         """Start it again if it has died; for whoever looks after things all the time."""
@@ -165,7 +166,7 @@ class Lighthouse:
         if self._due is not None and now >= self._due:
             self._due = None
             try:
-                self._process, _ = _lighthouse(self.address)
+                self._process, _ = _lighthouse(self.address, self._log)
             except LinkError as error:
                 print(f"thinwire: {error}", file=sys.stderr)
 
@@ -179,17 +180,18 @@ class Lighthouse:
             self._process.wait()
 
 
-def _lighthouse(bind: str) -> tuple[subprocess.Popen[str], str]:
+def _lighthouse(bind: str, log: Path) -> tuple[subprocess.Popen[str], str]:
     command = [sys.executable, "-m", "thinwire.elastic.lighthouse", "--bind", bind]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True,
-        start_new_session=True,
-    )  # fmt: skip
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=output, stdin=subprocess.DEVNULL, text=True, start_new_session=True
+        )
     assert process.stdout is not None
     address = process.stdout.readline().strip()
     if not address:
-        _, said = process.communicate()
-        lines = said.strip().splitlines()
+        process.wait()
+        lines = log.read_text(errors="replace").strip().splitlines()
         raise LinkError(
             f"no lighthouse at {bind}: {lines[0].removeprefix('thinwire: ') if lines else 'it ended at once'}",
             expected="an address of this machine, and a port that is free",
@@ -213,8 +215,3 @@ def _last_words(logs: Path, number: int) -> str:
         return ""
     lines: Sequence[str] = path.read_text(errors="replace").splitlines()[-8:]
     return "".join(f"\n    {line}" for line in lines)
-
-
-def showing(order: Order, shows: str) -> Order:
-    """The order for a member that has the terminal."""
-    return replace(order, shows=shows)
