@@ -21,8 +21,8 @@ from thinwire.units import Duration, Rate
 @click.option("--rate", default="100mbit", show_default=True, help="Of every host's line, both ways.")
 @click.option("--script", type=click.Path(path_type=Path), help="File of faults: lines like 12s kill host2.")
 @click.option("--fault", "lines", multiple=True, metavar="LINE", help="One such line; may be given several times.")
-@click.option("--seed", type=int, help="Draw faults instead, with --every.")
-@click.option("--every", default="30s", show_default=True, help="With --seed: a fault about that often.")
+@click.option("--seed", type=int, help="Draw faults instead.")
+@click.option("--fault-every", metavar="TIME", help="With --seed: a fault about that often.  [default: 30s]")
 @click.option("--for", "length", metavar="TIME", help="How long to watch; left out: 60 s after the last fault.")
 @click.option("--begin", default="2min", show_default=True, help="How long until all members are in the run.")
 @click.option("--grace", default="60s", show_default=True, help="How long members may take to leave.")
@@ -31,7 +31,7 @@ from thinwire.units import Duration, Rate
 @click.option("--dry", is_flag=True, help="Print the schedule and end.")
 def chaos(
     words: tuple[str, ...], hosts: int, rate: str, script: Path | None, lines: tuple[str, ...], seed: int | None,
-    every: str, length: str | None, begin: str, grace: str, out: Path, beside: Path | None, dry: bool,
+    fault_every: str | None, length: str | None, begin: str, grace: str, out: Path, beside: Path | None, dry: bool,
 ) -> int:  # fmt: skip
     """Do faults to a run whose members come and go, and report what they cost.
 
@@ -41,7 +41,7 @@ def chaos(
 
     \b
     thinwire chaos run.toml --fault '20s kill host1' --fault '40s cut host2 for 15s'
-    thinwire chaos run.toml --seed 7 --every 30s --for 10min --hosts 4
+    thinwire chaos run.toml --seed 7 --fault-every 30s --for 10min --hosts 4
     thinwire chaos run.toml --for 10min --out runs/calm      no faults: to set beside
     """
     from thinwire.chaos import field as places
@@ -51,9 +51,13 @@ def chaos(
     watched_s = None if length is None else _seconds("--for", length)
     if seed is not None and (script is not None or lines):
         raise ConfigError("--seed with a script", expected="one of them", mend="leave one out")
+    if fault_every is not None and seed is None:
+        raise ConfigError(
+            f"--fault-every {fault_every} without --seed", expected="a seed that faults are drawn from", mend="--seed 1"
+        )
     faults: tuple[schedule.Fault, ...] = ()
     if seed is not None:
-        faults = schedule.drawn(seed, hosts, _seconds("--every", every), watched_s or 600.0)
+        faults = schedule.drawn(seed, hosts, _seconds("--fault-every", fault_every or "30s"), watched_s or 600.0)
     elif script is not None or lines:
         faults = schedule.parse("\n".join([_text(script), *lines]), hosts)
     if watched_s is None and not faults:
