@@ -9,6 +9,7 @@ from thinwire.version import __version__
 
 if TYPE_CHECKING:
     from thinwire import hooks
+    from thinwire.elastic.joining import join_elastic
     from thinwire.errors import (
         ConfigError,
         DivergedError,
@@ -69,6 +70,7 @@ _PLACES = {
     "links.local": ["run"],
     "links.network": ["Network"],
     "links.joining": ["join"],
+    "elastic.joining": ["join_elastic"],
     "method": ["Method", "Phases"],
     "methods": [
         "co2",
@@ -134,6 +136,7 @@ __all__ = [
     "gossip",
     "hooks",
     "join",
+    "join_elastic",
     "just_one_byte",
     "late_budget",
     "late_merge",

@@ -467,11 +467,11 @@ class Synchronizer(Kept):
         self._states[fragment] = state
         self._last[fragment] = combined.ranks, combined.digest.hex()
         self._ended |= fragment == 0
+        was_idle = self._group is not None and self._is_idle(fragment, under_way.counted[0])
         if isinstance(outcome, Skipped):
-            self._on_skipped(outcome, state)
+            self._on_skipped(outcome, state, was_idle)
             fresh = self._owe(under_way, fresh)
         else:
-            was_idle = self._group is not None and self._is_idle(fragment, under_way.counted[0])
             self._counted[fragment] = under_way.counted
             self._apply(under_way, combined, outcome, fresh, was_idle)
             if buffers is not None:
@@ -590,11 +590,11 @@ class Synchronizer(Kept):
                     mend="lower its learning rate, clip its gradients, or look at its data",
                 )
 
-    def _on_skipped(self, outcome: Skipped, state: FragmentState) -> None:
+    def _on_skipped(self, outcome: Skipped, state: FragmentState, was_idle: bool) -> None:
         self.skipped += 1
         where = f"round {outcome.round}, fragment {outcome.fragment} at step {outcome.step}"
         if outcome.reason in (NOBODY_FINITE, OVERFLOW):
-            if state.idle[self._link.rank] >= self._patience_with_all():
+            if state.idle[self._link.rank] >= self._patience_with_all() and not was_idle:
                 raise DivergedError(
                     f"{where}: {outcome.reason}",
                     expected="finite values on at least one member",

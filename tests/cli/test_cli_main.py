@@ -58,7 +58,8 @@ def test_a_misspelt_command():
         cli.main(["trian"], standalone_mode=False)
     assert str(caught.value) == (
         "there is no command 'trian'\n"
-        "  expected  one of: checkpoint, codecs, compare, demo, doctor, export, import, lab, methods, replay, train\n"
+        "  expected  one of: checkpoint, codecs, compare, demo, doctor, export, import, join, lab, ledger, "
+        "methods, replay, status, train, up\n"
         "  mend      did you mean 'train'?"
     )
 
@@ -69,6 +70,10 @@ def test_a_misspelt_command():
         [],
         ["demo"],
         ["train"],
+        ["up"],
+        ["join"],
+        ["status"],
+        ["ledger"],
         ["compare"],
         ["methods"],
         ["codecs"],

@@ -68,15 +68,16 @@ def test_nothing_lent_is_an_empty_state():
 
 
 def test_a_piece_of_both_states_crosses_once():
-    (_, (common, lent)), received = go(2, (0,), (1,), lent={"again": COMMON["anchor"]})
+    (_, (common, lent), _), received = go(3, (0, 2), (1,), lent={"again": COMMON["anchor"]})
     same(lent["again"], COMMON["anchor"])
     same(common, COMMON)
     assert received[1].received_bytes < pieces_bytes(COMMON) + 20_000
+    assert received[2].sent_bytes > 0.3 * pieces_bytes(COMMON), "any donor of the common state gives it"
 
 
 @pytest.mark.parametrize("known", [0, 1, 5, 12])
 def test_only_what_is_not_on_the_shelf_crosses(known):
-    """One donor: what the taker receives is its greeting, one answer with the manifest, one with the rest, and the end."""
+    """One donor: what crosses is a greeting, the manifest, the rest in one answer, and the end."""
     made = cut(COMMON)
     shelf = Shelf()
     for digest in list(made.views)[:known]:

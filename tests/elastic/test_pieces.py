@@ -1,4 +1,4 @@
-"""States as manifests and pieces: equal ones are equal to the bit, and what came from others is believed piece by piece."""
+"""States as manifests and pieces: equal ones are equal to the bit, and nothing is believed unchecked."""
 
 from __future__ import annotations
 
@@ -268,7 +268,7 @@ def test_a_shelf_that_cannot_be(tmp_path):
     with pytest.raises(ConfigError, match="a shelf for -1 bytes"):
         Shelf(-1)
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="shelf .*file"):
+    with pytest.raises(ConfigError, match=r"shelf .*file"):
         Shelf(1, tmp_path / "file")
 
 

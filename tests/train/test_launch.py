@@ -93,7 +93,7 @@ def test_a_report_that_cannot_be_written_is_an_error_of_three_parts(tmp_path):
 
 
 def test_ctrl_c_asks_and_a_second_one_ends(capsys):
-    with launch._stop_signal() as stops:
+    with launch.stop_signal() as stops:
         assert not stops()
         signal.raise_signal(signal.SIGTERM)
         assert stops()

@@ -24,6 +24,10 @@ class _Commands(click.Group):
     _PLACES = {  # noqa: RUF012 (a table, never changed)
         "demo": "thinwire.cli.demo",
         "train": "thinwire.cli.train",
+        "up": "thinwire.cli.up",
+        "join": "thinwire.cli.join",
+        "status": "thinwire.cli.status",
+        "ledger": "thinwire.cli.ledger",
         "checkpoint": "thinwire.cli.checkpoint",
         "compare": "thinwire.cli.compare",
         "methods": "thinwire.cli.parts",

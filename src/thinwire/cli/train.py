@@ -48,7 +48,7 @@ def train(
     thinwire train --resume runs/run --steps 800     go on, further
     thinwire train --from all.safetensors --workers 3   go on with another group
     """
-    run = _joined(_configured(words, resume, start), join, rank, world)
+    run = _joined(configured(words, resume, start), join, rank, world)
     console = Console(stderr=as_json)
     display = JsonLines(sys.stdout) if as_json else Terminal(console)
     try:
@@ -64,7 +64,8 @@ def train(
     return DONE
 
 
-def _configured(words: tuple[str, ...], resume: str | None, start: str | None) -> Run:
+def configured(words: tuple[str, ...], resume: str | None, start: str | None = None) -> Run:
+    """The run that a file and flags describe."""
     flags = list(words)
     if resume is not None and start is not None:
         raise ConfigError(

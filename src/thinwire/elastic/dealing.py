@@ -71,6 +71,11 @@ class Deal(Generic[D]):
             self._refused[digest].add(donor)
             self._waiting[digest] = None
 
+    def put_back(self, asked: Collection[str]) -> None:
+        """A donor did not answer this time."""
+        with self._lock:
+            self._waiting.update(dict.fromkeys(asked))
+
     def lacks(self, donor: D, digest: str) -> None:
         """A donor does not have a piece, or no longer: it is asked of others."""
         with self._lock:

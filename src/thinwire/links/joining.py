@@ -176,16 +176,22 @@ def _choose_interface(host: str) -> None:
     """Tell Gloo the network interface that leads to `host`; it would guess by host name, often wrongly."""
     if "GLOO_SOCKET_IFNAME" in os.environ:
         return
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect((host, 9))  # sends nothing: it only asks the routing table
-        except OSError:
-            return
-        mine = probe.getsockname()[0]
+    if (mine := address_towards(host)) is None:
+        return
     for name, addresses in psutil.net_if_addrs().items():
         if any(found.address == mine for found in addresses):
             os.environ["GLOO_SOCKET_IFNAME"] = name
             return
+
+
+def address_towards(host: str) -> str | None:
+    """This machine's address on the way to `host`, as the routing table has it; None if there is no way."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((host, 9))  # sends nothing: it only asks the routing table
+        except OSError:
+            return None
+        return str(probe.getsockname()[0])
 
 
 def _roll_call(store: Store, rank: int, world: int, limit_s: float) -> None:

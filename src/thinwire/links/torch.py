@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Future, wait
+from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -41,6 +42,7 @@ _UNMEASURED_BYTES_PER_S = 125_000.0  # 1 Mbit/s, until something was measured
 _TELLING_BYTES = 1 << 16
 _TURNS = 1 << 10  # tags of a channel, taken in turn: two members have far fewer messages under way in it
 _TAGS = 1 << 30
+_CUT = _TAGS  # nobody sends under it
 
 #: rank -> what to send or the most bytes to receive, and the tag.
 Outgoing = Mapping[int, tuple[Tensor, int]]
@@ -67,8 +69,8 @@ class TorchLink:
         self, group: dist.ProcessGroup, backend: str, timeout_s: float | None, behind: TorchLink | None = None
     ) -> None:
         """behind: a link that others wait at while we wait for them on this one; time limits here add its longest."""
-        self.rank = dist.get_rank(group)
-        self.members = tuple(range(dist.get_world_size(group)))
+        self.rank = group.rank()
+        self.members = tuple(range(group.size()))
         self.meter = Meter()
         self._group = group
         self._timeout_s = timeout_s
@@ -112,6 +114,16 @@ class TorchLink:
         self._jobs = []
         self._crew.close()
 
+    def cut(self, why: str) -> None:
+        """End at once, over Gloo: what is under way ends in PeerLost, here and, as sockets close, at other members."""
+        others = [rank for rank in self.members if rank != self.rank]
+        if self._broken is None:
+            self._broken = PeerLost(others or [self.rank], during="a gathering that has ended", why=why)
+        for rank in others[:1]:
+            # Gloo closes all pairs of a group when a receive runs out of time; there is no other way to end its waits.
+            with suppress(RuntimeError):
+                self._group.recv([torch.empty(1, dtype=torch.uint8)], rank, _CUT).wait(timedelta(milliseconds=1))
+
     def await_jobs(self) -> None:
         """Until all jobs given so far have ended, well or not."""
         wait(self._jobs)
@@ -131,7 +143,7 @@ class TorchLink:
         try:
             arrived, took = self._transfer(self._crew, self._group, outgoing, incoming, limit_s, what)
         except PeerLost as lost:
-            self._broken = lost
+            self._broken = self._broken or lost
             raise
         finally:
             with self._lock:

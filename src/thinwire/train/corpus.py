@@ -36,6 +36,10 @@ class Corpus:
         """`count` windows at random places of the training part; a pure function of the key."""
         return _windows(self.train, uniform(key, count, len(self.train) - context), context)
 
+    def units(self, *, count: int, context: int) -> int:
+        """How many draws hold as many tokens as the training part."""
+        return max(1, len(self.train) // (count * context))
+
     def validation(self, *, count: int, context: int, batch_size: int) -> Iterator[Batch]:
         """`count` windows evenly spaced over the validation part, in batches; fewer if there are not so many."""
         last = len(self.valid) - context - 1

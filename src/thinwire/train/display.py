@@ -26,7 +26,7 @@ class Display(Protocol):
     """Who shows a run to a person or a program; only member 0 has one that says anything."""
 
     def started(self, run: Run, members: int, parameters: int, step: int) -> None:
-        """Before the first step."""
+        """Before the first step; 0 members: they come and go."""
 
     def progress(self, step: int, statuses: Mapping[int, Status]) -> None:
         """After a roll call."""
@@ -136,7 +136,7 @@ class _Line:
             told=f"loss {sum(losses) / len(losses):.3f}" if losses else "loss not finite" if step else "",
             rate=f"{_thousands(count / seconds)} {'tok' if tokens else 'samples'}/s" if seconds and count else "",
             moved=f"↑{bytes_text(lead.sent_bytes)} ↓{bytes_text(lead.received_bytes)}",
-            here=f"{len(statuses)}/{self.members} here",
+            here=f"{len(statuses)}/{self.members} here" if self.members else f"{len(statuses)} here",
         )
 
     def text(self, width: int, left: str = "") -> str:

@@ -68,23 +68,39 @@ def make_record(
     whole  this member's history, earlier sessions included
     final  the last evaluation; empty on members that did not evaluate
     """
+    told = gather_json(link, facts_of(link.rank, sync, whole), "the record")
+    return record_of(run, link.rank, sync, model, whole, final, told)
+
+
+def facts_of(rank: int, sync: Synchronizer | Tuned, whole: History) -> dict[str, Any]:
+    """What a member tells of itself for the record."""
     sent, received = totals(whole)
     timing = whole.timing
     spent = timing.wait_s + timing.encode_s + timing.apply_s + whole.evaluating_s
     member = Member(
-        rank=link.rank, samples=whole.samples, tokens=whole.tokens, sent_bytes=sent, received_bytes=received,
+        rank=rank, samples=whole.samples, tokens=whole.tokens, sent_bytes=sent, received_bytes=received,
         compute_s=max(0.0, whole.seconds - spent), encode_s=timing.encode_s, wait_s=timing.wait_s,
         apply_s=timing.apply_s, hidden_s=timing.hidden_s, rounds=sync.committed,
     )  # fmt: skip
     unsaved = [asdict(event) for event in whole.events if event.kind == NOT_SAVED][-_MOST_TOLD:]
-    mine = {"member": asdict(member), "bytes": whole.bytes_by_purpose, "unsaved": unsaved}
-    told = gather_json(link, mine, "the record")
+    return {"member": asdict(member), "bytes": whole.bytes_by_purpose, "unsaved": unsaved}
+
+
+def record_of(
+    run: Run, rank: int, sync: Synchronizer | Tuned, model: nn.Module, whole: History, final: Mapping[str, float],
+    told: Mapping[int, Mapping[str, Any]],
+) -> RunRecord:  # fmt: skip
+    """The record, of what members have told.
+
+    rank  this member's, whose history is the curve
+    told  `facts_of` members, by rank
+    """
     purposes: dict[str, tuple[int, int]] = {}
     for facts in told.values():
         for name, (out, into) in facts["bytes"].items():
             before = purposes.get(name, (0, 0))
             purposes[name] = (before[0] + out, before[1] + into)
-    theirs = [Event(**each) for rank in told if rank != link.rank for each in told[rank]["unsaved"]]
+    theirs = [Event(**each) for each_rank in told if each_rank != rank for each in told[each_rank]["unsaved"]]
     weights = digest(*sync.consensus()).hex()
     return RunRecord(
         label=run.method.name,

@@ -89,6 +89,11 @@ class CausalTask:
         key = mix(self.seed, _WINDOWS, step, rank)
         return self.corpus.draw(key, count=self.options.batch_size, context=self.options.context)
 
+    @property
+    def units_per_epoch(self) -> int:
+        """Batches that hold as many tokens as the training part."""
+        return self.corpus.units(count=self.options.batch_size, context=self.options.context)
+
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Mean cross entropy of the next token, in nats."""
         return next_token_loss(model(input_ids=batch.inputs).logits, batch.targets)
@@ -128,6 +133,11 @@ class ClassifierTask:
         """The member's next texts; together the members see each one once an epoch."""
         size, n = self.options.batch_size, len(self.train)
         return self._batch(self.train[epoch_positions(self.seed, step, rank, world, batch_size=size, n=n)])
+
+    @property
+    def units_per_epoch(self) -> int:
+        """Batches of one member alone in which each text was seen."""
+        return -(-len(self.train) // self.options.batch_size)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Mean cross entropy in nats."""

@@ -85,6 +85,11 @@ class ImageTask:
         size, n = self.options.batch_size, len(self.train)
         return self._batch(self.train[epoch_positions(self.seed, step, rank, world, batch_size=size, n=n)])
 
+    @property
+    def units_per_epoch(self) -> int:
+        """Batches of one member alone in which each picture was seen."""
+        return -(-len(self.train) // self.options.batch_size)
+
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Mean cross entropy in nats."""
         return F.cross_entropy(model(batch.inputs).float(), batch.targets)

@@ -28,7 +28,8 @@ from thinwire.links.network import Network
 from thinwire.report import write_report
 from thinwire.report.record import RunRecord
 from thinwire.train.display import Display, Silent
-from thinwire.train.loop import device_of, not_written, train
+from thinwire.train.loop import train
+from thinwire.train.steps import device_of, not_written
 
 RECORD, REPORT, CONFIG = "record.json", "report.html", "run.toml"
 _GRACE_S = 20.0  # what members have to end by themselves after another one failed
@@ -86,8 +87,8 @@ def _simulated(run: Run, link: SimulatedLink, display: Display, resume: bool, st
     network = Network(rate, rate, latency_s=link.delay.seconds, step_s=link.step_time.seconds)
     torch.set_num_threads(run.threads)
     task = run.task.build(seed=run.seed)  # one for all members: data is only read
-    _write_config(run)
-    with _stop_signal() as stops:
+    write_config(run)
+    with stop_signal() as stops:
 
         def member(each: Link) -> RunRecord | None:
             shown = display if each.rank == 0 else Silent()
@@ -113,11 +114,11 @@ def _as_member(run: Run, link: TorchLink, display: Display, resume: bool, start:
         with _plain_ctrl_c():
             joining = join(link.address, rank=link.rank, world=link.world, backend=backend, timeout_s=timeout_s)
             member = stack.enter_context(joining)
-        stops = stack.enter_context(_stop_signal())
+        stops = stack.enter_context(stop_signal())
         # Members of several machines have a person and a folder each; those of one machine share member 0's.
         apart = member.rank == 0 or link.address is not None
         if apart:
-            _write_config(run)
+            write_config(run)
         shown = display if apart else Silent()
         try:
             return train(run, task, member, display=shown, stops=stops, resume=resume, start=start)
@@ -133,7 +134,8 @@ def _writes(run: Run) -> bool:
     return int(os.environ.get("RANK", run.link.rank or 0)) == 0
 
 
-def _write_config(run: Run) -> None:
+def write_config(run: Run) -> None:
+    """The run as TOML in its folder; raises ConfigError if that cannot be written into."""
     folder = Path(run.out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -165,7 +167,7 @@ def _plain_ctrl_c() -> Iterator[None]:
 
 
 @contextmanager
-def _stop_signal() -> Iterator[Callable[[], bool]]:
+def stop_signal(words: str = "Stopping as soon as all members know") -> Iterator[Callable[[], bool]]:
     """Ctrl-C, or the SIGTERM of a scheduler, asks for an orderly end; a second one ends at once.
 
     Only the main thread may listen.
@@ -176,7 +178,7 @@ def _stop_signal() -> Iterator[Callable[[], bool]]:
         if asked.is_set():
             raise KeyboardInterrupt
         asked.set()
-        print("Stopping as soon as all members know; press Ctrl-C again to stop at once.", file=sys.stderr)
+        print(f"{words}; press Ctrl-C again to stop at once.", file=sys.stderr)
 
     if threading.current_thread() is not threading.main_thread():
         yield asked.is_set
@@ -195,7 +197,7 @@ def _stop_signal() -> Iterator[Callable[[], bool]]:
 def _spawned(run: Run, link: TorchLink, resume: bool, start: Path | None, machine_readable: bool) -> RunRecord | None:
     """One process a member; member 0 has the terminal, the others write logs into the run's folder."""
     folder = Path(run.out)
-    _write_config(run)
+    write_config(run)
     record = folder / RECORD
     record.unlink(missing_ok=True)
     logs = [folder / "logs" / f"member-{index}.log" for index in range(run.workers)]
@@ -207,7 +209,7 @@ def _spawned(run: Run, link: TorchLink, resume: bool, start: Path | None, machin
     # The parent keeps the meeting point, so that no port is chosen twice and no member has to come first.
     store = TCPStore("127.0.0.1", 0, None, is_master=True, timeout=timedelta(seconds=300), wait_for_workers=False)
     members: list[subprocess.Popen[bytes]] = []
-    with _passing_on(members) as asked:
+    with passing_on(members) as asked:
         for index in range(run.workers):
             if asked():
                 break
@@ -215,7 +217,7 @@ def _spawned(run: Run, link: TorchLink, resume: bool, start: Path | None, machin
             own = [] if link.address is None else ["--link.rank", str((link.rank or 0) + index), "--workers", "1"]
             members.append(_start([*command, *own], environment, None if index == 0 else logs[index]))
         _wait(members)
-    _write_config(run)  # members of several machines wrote their own part of it
+    write_config(run)  # members of several machines wrote their own part of it
     codes = {member.returncode for member in members}
     if asked() > 1 or (codes != {0} and codes <= {0, *_STOPPED}):
         return None
@@ -249,7 +251,7 @@ def _member_environment(run: Run, link: TorchLink, index: int, port: int) -> dic
 
 
 @contextmanager
-def _passing_on(members: list[subprocess.Popen[bytes]]) -> Iterator[Callable[[], int]]:
+def passing_on(members: list[subprocess.Popen[bytes]]) -> Iterator[Callable[[], int]]:
     """Pass Ctrl-C on to the members, a second one as an order to end at once; none of them outlives the block.
 
     yields  how often there was one

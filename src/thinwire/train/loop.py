@@ -6,7 +6,6 @@ evaluation of the consensus model, a roll call, checkpoints, and an end that all
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -14,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
 from thinwire.config import Run, dump
-from thinwire.errors import ConfigError, PeerLost, ThinwireError
+from thinwire.errors import PeerLost, ThinwireError
 from thinwire.handshake import agree
 from thinwire.links.base import Link
 from thinwire.randomness import mix
@@ -42,6 +40,16 @@ from thinwire.train.history import NOT_SAVED, History, gather_json, make_record,
 from thinwire.train.layerwise import Optimizers
 from thinwire.train.resume import common_step, load_model, shared_settings
 from thinwire.train.rollcall import RollCall, Status
+from thinwire.train.steps import (
+    consensus_tensors,
+    device_of,
+    keep,
+    load_optimizers,
+    local_step,
+    precision,
+    random_state,
+    set_random_state,
+)
 from thinwire.train.tasks import Batch, Task
 from thinwire.train.tuning import Tuned
 from thinwire.train.universal import read, roles
@@ -144,31 +152,20 @@ class _Session:
         if isinstance(self.sync, Tuned):
             self._tune(self.sync)
             return
-        run, step = self.run, self.sync.step
-        run.optimizer.set_lr(self.optimizers, step, steps=run.steps)
-        parts = self.sync.parts or run.optimizer.accumulate
-        total = torch.zeros((), device=self.device)
-        for _ in range(parts):
-            batch = self._next_batch()
-            with self._precision():
-                loss = self.task.loss(self.model, batch) / parts
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
-            self.sync.count(batch.samples)
-        if run.optimizer.clip_norm:
-            self.sync.clip_grad_norm_(run.optimizer.clip_norm)
-        for optimizer in self.optimizers:
-            optimizer.step()
-        for optimizer in self.optimizers:
-            optimizer.zero_grad()
-        self.losses.append(total)
+        parts = self.sync.parts or self.run.optimizer.accumulate
+        batches = (self._next_batch() for _ in range(parts))
+        self.losses.append(
+            local_step(
+                self.run, self.task, self.model, self.optimizers, self.sync, batches, parts=parts, device=self.device
+            )
+        )
 
     def _tune(self, sync: Tuned) -> None:
         run = self.run
         batches = [self._next_batch() for _ in range(run.optimizer.accumulate)]
 
         def loss() -> torch.Tensor:
-            with self._precision():
+            with precision(run, self.device):
                 return torch.stack([self.task.loss(self.model, batch) for batch in batches]).mean()
 
         mean = sync.tune(loss, run.optimizer.lr_at(sync.step, steps=run.steps))
@@ -181,11 +178,6 @@ class _Session:
         self.here.samples += batch.samples
         self.here.tokens += batch.tokens
         return batch
-
-    def _precision(self) -> contextlib.AbstractContextManager[Any]:
-        if self.run.precision == "fp32":
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def _after_step(self) -> None:
         """Whatever is due at the steps passed, in the same order on all members.
@@ -343,9 +335,6 @@ class _Session:
             _log.warning("nothing since the last checkpoint could be kept: %s", error)
 
     def _state(self, *, rescue: bool) -> dict[str, Any]:
-        random = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            random["cuda"] = torch.cuda.get_rng_state(self.device)
         return {
             "members": len(self.link.members),
             "optimizer_name": self.run.optimizer.name,
@@ -354,7 +343,7 @@ class _Session:
             "model": self.model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "sync": self.sync.state_dict(rescue=rescue),
-            "random": random,
+            "random": random_state(self.device),
             "losses": list(self.losses),
             "batches": self.batches,
             "batch_samples": self.batch_samples,
@@ -368,17 +357,11 @@ class _Session:
         step, owner = common_step(self.link, self.folder)
         state = checkpoint.load(self.folder, step, owner)
         load_model(self.model, state, self.run, len(self.link.members))
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            options = [{key: group[key] for key in group if key != "params"} for group in optimizer.param_groups]
-            optimizer.load_state_dict(saved)
-            for group, given in zip(optimizer.param_groups, options, strict=True):
-                group.update(given)  # the run's own: what was asked for now holds, not what held then
+        load_optimizers(self.optimizers, state["optimizers"])
         if owner != self.link.rank:  # another member's file: what was its own alone is not ours
             _log.warning("this member has no checkpoint of step %d and goes on from member %d's", step, owner)
         self.sync.load_state_dict(state["sync"])
-        torch.set_rng_state(state["random"]["cpu"])
-        if self.device.type == "cuda" and "cuda" in state["random"]:
-            torch.cuda.set_rng_state(state["random"]["cuda"], self.device)
+        set_random_state(state["random"], self.device)
         self.losses = [loss.to(self.device) for loss in state["losses"]]
         self.evaluations = state["evaluations"]
         self.batches, self.at = state["batches"], step
@@ -412,58 +395,20 @@ class _Session:
     def _write_base(self) -> None:
         """What a tuned model's log starts from."""
         if isinstance(self.sync, Tuned) and self.link.rank == 0:
-            self._keep("base.safetensors", self.sync.write_base)
+            keep(self.folder, "base.safetensors", self.sync.write_base)
 
     def _write_log(self) -> None:
         """A tuned model's log, from which `thinwire export --seeds` takes it."""
         if isinstance(self.sync, Tuned) and self.link.rank == 0:
-            self._keep("seeds.log", self.sync.write_log)
+            keep(self.folder, "seeds.log", self.sync.write_log)
 
     def _write_weights(self) -> None:
         """The consensus model, for use."""
         if not (self.link.rank == 0 or not self.sync.has_consensus):
             return
-        with self.sync.evaluating():
-            tensors = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
+        tensors = consensus_tensors(self.model, self.sync)
         if self.link.rank == 0:
-            self._keep("model.safetensors", lambda path: save_file(tensors, path))
-
-    def _keep(self, name: str, write: Callable[[Path], None]) -> None:
-        """A file of the run's folder, whole or not at all."""
-        path, partial = self.folder / name, self.folder / f"{name}.partial"
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write(partial)
-            partial.replace(path)
-        except (OSError, SafetensorError) as error:
-            partial.unlink(missing_ok=True)
-            raise not_written(path, error) from error
-
-
-def device_of(run: Run) -> torch.device:
-    """The device the run names, as it is on this machine.
-
-    raises  ConfigError if it is not there
-    """
-    if run.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            "device cuda: this machine has no GPU that torch can use",
-            expected="a CUDA device, or another choice",
-            mend="use --device cpu, or install a build of torch with CUDA",
-        )
-    name = "cuda" if run.device == "cuda" or (run.device == "auto" and torch.cuda.is_available()) else "cpu"
-    if name == "cuda":
-        torch.cuda.set_device(torch.cuda.current_device())
-    return torch.device(name)
-
-
-def not_written(path: Path, error: Exception) -> ThinwireError:
-    """The error for a result that could not be kept."""
-    return ThinwireError(
-        f"{path} could not be written: {error}",
-        expected="room on the disk, and permission to write there",
-        mend=f"make room, then end the run from its last checkpoint: thinwire train --resume {path.parent}",
-    )
+            keep(self.folder, "model.safetensors", lambda path: save_file(tensors, path))
 
 
 def _stopped_unsaved(step: int, folder: Path, rank: int) -> ThinwireError:

@@ -74,6 +74,11 @@ class TextTask:
         key = mix(self.seed, _WINDOWS, step, rank)
         return self.corpus.draw(key, count=self.options.batch_size, context=self.options.context)
 
+    @property
+    def units_per_epoch(self) -> int:
+        """Batches that hold as many tokens as the training part."""
+        return self.corpus.units(count=self.options.batch_size, context=self.options.context)
+
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Mean cross entropy of the next token, in nats."""
         return next_token_loss(model(batch.inputs), batch.targets)
