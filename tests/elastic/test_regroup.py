@@ -174,6 +174,12 @@ def test_whoever_may_not_begin_a_run_does_not():
     assert "nobody of them is in the run" in str(ends["a.2"].error)
 
 
+def test_whoever_may_not_begin_a_run_joins_one_that_another_begins():
+    ends = play(METHODS["diloco"], [Life("a.1"), Life("b.2")])
+    assert [end.value[0] for end in ends.values()] == [STEPS, STEPS]
+    assert torch.equal(ends["a.1"].value[1], ends["b.2"].value[1])
+
+
 @pytest.mark.parametrize("name", ["every step", "diloco", "diloco, ef21"])
 def test_one_whose_memory_flipped_a_bit_is_given_the_others_state(name):
     """Broken memory at one of three is found in the round it shows in, and mended."""

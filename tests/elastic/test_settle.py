@@ -109,9 +109,10 @@ def test_without_a_common_model_newcomers_alone_are_behind():
 
 
 def test_those_who_may_not_begin_a_run_do_not():
-    words = {0: replace(word(0, epoch=0), founds=False), 1: word(0, epoch=0)}
-    assert judge(words).strays == (0,)
+    words = {rank: replace(word(0, epoch=0), founds=False) for rank in (0, 1)}
+    assert judge(words).strays == (0, 1)
     assert judge({**words, 2: word(3)}).strays == ()
+    assert judge({**words, 2: word(0, epoch=0)}).strays == (), "one that may begins it, with all who are there"
 
 
 def test_another_number_of_fragments_is_behind():

@@ -78,7 +78,7 @@ class Ruling:
     ended    rounds of each fragment that are behind all
     step     where all go on
     redo     fragments whose rounds all begin again at once
-    strays   ranks that may not begin a run, where nobody is in one
+    strays   all, where nobody is in a run and nobody may begin one
     """
 
     epoch: int
@@ -123,7 +123,7 @@ def judge(words: Mapping[int, Word]) -> Ruling:
     }
     present = {f: word.present for f, word in by_whom.items()}
     epoch = max(word.epoch for word in words.values()) + 1
-    strays = tuple(rank for rank, word in words.items() if not newest and not word.founds)
+    strays = () if newest or any(word.founds for word in words.values()) else tuple(words)
     return Ruling(epoch, tuple(ended), step, refused, frozenset(behind), certain, present, tuple(sorted(redo)), strays)
 
 
