@@ -15,6 +15,7 @@ from thinwire.elastic.simulated import simulate
 from thinwire.errors import ConfigError, MeetingLost
 from thinwire.links.local import run
 from thinwire.links.network import Network
+from thinwire.method import Phases
 from thinwire.pace import BySpeed
 from thinwire.rounds import Committed
 from thinwire.schedules import Every, Paced
@@ -155,6 +156,15 @@ def test_a_newcomer_is_given_the_state(name):
         "noloco",
         "gossip",
     )
+
+
+def test_a_newcomer_comes_to_a_second_phase_that_is_cut_otherwise():
+    def phases():
+        return Phases(thinwire.diloco(every=4), 8, thinwire.streaming_diloco(every=6, fragments=2, overlap=2))
+
+    ends = play(phases, [Life("a.1"), Life("b.1"), Life("c.2", 1.6)])
+    assert [end.value[0] for end in ends.values()] == [STEPS] * 3
+    assert torch.equal(ends["a.1"].value[1], ends["c.2"].value[1])
 
 
 def test_a_newcomer_of_another_method_is_refused_and_the_run_goes_on():
