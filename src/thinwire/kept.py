@@ -379,7 +379,10 @@ class Kept(ABC):
 
     def common_digest(self) -> str:
         """See thinwire.regroup.Keeper."""
-        return json.dumps(self._shared_facts(), sort_keys=True)
+        facts = self._shared_facts()
+        if self._group is not None and self._group.epoch == 0 and not self._resumed:  # nothing was handed over yet
+            facts["weights"] = digest(*self._model.parameters(), *self._buffers.persistent()).hex()
+        return json.dumps(facts, sort_keys=True)
 
     def common(self, step: int) -> State:
         """See thinwire.regroup.Keeper."""

@@ -70,7 +70,7 @@ class Keeper(Protocol):
         """End rounds that arrived or are certain (fragment -> who was in it), in the old gathering; forget the rest."""
 
     def common_digest(self) -> str:
-        """Of all that members hold alike; empty if that is nothing."""
+        """Of all that members hold alike; before the run begins, of all that they begin it with."""
 
     def common(self, step: int) -> State:
         """All that members hold alike, with the step that they go on at."""

@@ -178,6 +178,28 @@ def test_a_newcomer_of_another_method_is_refused_and_the_run_goes_on():
     assert torch.equal(ends["a.1"].value[1], ends["b.1"].value[1])
 
 
+@pytest.mark.parametrize("differ", [1, 4])
+@pytest.mark.parametrize("name", ["diloco", "every step", "noloco", "gossip"])
+def test_all_begin_with_the_first_ones_weights_also_if_frozen_ones_alone_differ(name, differ):
+    began: dict[str, torch.Tensor] = {}
+
+    def member(meeting):
+        net = model()
+        net[0].weight.requires_grad_(False)
+        for p in [*net.parameters()][:differ]:
+            p.data.add_(ord(meeting.name[0]))
+        optimizer = torch.optim.SGD(net[2].parameters(), lr=0.1)
+        link = ElasticLink(meeting)
+        with thinwire.synchronize(net, optimizer, METHODS[name](), link) as sync:
+            began[meeting.name] = weights(net)
+            train(net, sync, optimizer, meeting.name[0], 8)
+        link.close()
+
+    simulate(Plan((Life("a.1"), Life("b.1"), Life("c.1"))), member, Network(step_s=0.1))
+    own = [p.detach().flatten() + ord("a") * (place < differ) for place, p in enumerate(model().parameters())]
+    assert all(torch.equal(each, torch.cat(own)) for each in began.values())
+
+
 def test_whoever_may_not_begin_a_run_does_not():
     ends = play(METHODS["diloco"], [Life("a.2"), Life("b.2")])
     assert all(isinstance(end.error, MeetingLost) for end in ends.values())
