@@ -43,7 +43,7 @@ class Settled:
     """How to go on.
 
     names    who is there, by rank
-    same     nobody came, went or was behind: only rounds under way broke
+    same     nobody came, went or was behind since all settled last: only rounds under way broke
     healed   this member was given the state
     step     where all are
     ended    rounds of each fragment that are behind all
@@ -172,7 +172,8 @@ class Regrouping:
                     load(given[0]["carried"][key])
         self.epoch = ruling.epoch
         self.link.enter(gathering)
-        same = before is not None and before.names == gathering.names and not takers
+        together = all(word.epoch == mine.epoch for word in words.values())  # all settled the last one
+        same = before is not None and before.names == gathering.names and together and not takers
         context = _context(mine.facts, gathering.names, ruling.epoch)
         settled = Settled(gathering.names, same, me in behind, ruling.step, ruling.ended, ruling.redo, context)
         keeper.go_on(settled)

@@ -139,7 +139,7 @@ class Synchronizer(Kept):
             self._terms = Terms(agree(self._link, self._facts()), self._seed)
         else:
             self._regroup(None)
-            self._met = self._ended = False  # in a round that the others did again: they meet after the next one
+            self._met = self._ended = False  # see _meet_if_due
         for optimizer in self._inner.all:
             self._hooks.append(optimizer.register_step_pre_hook(self._before_step))
             self._hooks.append(optimizer.register_step_post_hook(self._after_step))
@@ -319,12 +319,12 @@ class Synchronizer(Kept):
 
     def _meet_if_due(self) -> None:
         """In a group that changes: look who is there, after a round of fragment 0 or every few steps of gradients."""
-        due, self._ended = self._ended and not self._met, False
+        due = self._ended and not self._met
         if self._method.payload.kind == "gradient":
             due = self.step % _MEET_GRADIENT_STEPS == 0
         if self._group is not None and due:
             self._regroup(None)
-        self._met = False
+        self._met = self._ended = False  # a round that was done again there is behind all: they meet after the next one
 
     def _step_after(self) -> int:
         """The shared step that this local step ends at: those of a slower member count for several."""

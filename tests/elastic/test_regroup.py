@@ -141,6 +141,19 @@ def test_survivors_keep_what_they_were_to_send():
         assert torch.equal(broken[who].value[1], ends[who].value[1])
 
 
+@pytest.mark.parametrize("name", ["every step", "diloco", "diloco, ef21", "delayed", "streaming"])
+@pytest.mark.parametrize("exchange", [11, 12])
+def test_a_newcomer_that_crashes_when_one_of_its_donors_alone_has_gone_on_costs_nobody_anything(name, exchange):
+    """One had settled with it and trains on, the other meets again: they end the round alike, and meet alike after."""
+    story = Story()
+    lives = [Life("a.1"), Life("b.1"), Life("c.2", 1.05)]
+    ends = play(METHODS[name], lives, [CrashSaying("c.2", exchange, of="state")], story=story)
+    assert ends["c.2"].how == "crashed"
+    assert ends["a.1"].value[0] == ends["b.1"].value[0] == STEPS
+    assert torch.equal(ends["a.1"].value[1], ends["b.1"].value[1])
+    assert [change.names for change in story.changes["a.1"]][-1] == ("a.1", "b.1")
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_a_newcomer_is_given_the_state(name):
     story = Story()
