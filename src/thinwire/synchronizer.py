@@ -128,7 +128,7 @@ class Synchronizer(Kept):
         self._observer = observer
         self._gradients_are_combined = False
         self._all_overflown = False
-        self._met = self._void = self._ended = False
+        self._met = self._void = self._ended = self._unmet = False
         self._hooks: list[Any] = []
 
     # --- life ----------------------------------------------------------------------------------------------------
@@ -164,11 +164,8 @@ class Synchronizer(Kept):
 
     def finish(self) -> None:
         """Wait for the rounds under way and apply them now; all members call it at the same step."""
-        unsettled = bool(self._under_way)
-        if self._method.payload.kind == "gradient":
-            unsettled = bool(self._made) and self.step % _MEET_GRADIENT_STEPS > 0
         self._carry_out((), due=None)
-        if self._group is not None and unsettled and not self._met:
+        while self._group is not None and self._unmet:
             self._regroup(None)  # whoever is in doubt about the last round can still ask
         self._met = False
 
@@ -201,6 +198,7 @@ class Synchronizer(Kept):
         """Meet the others, and go on with them; returns fragments whose rounds are to begin again."""
         assert self._group is not None
         settled = self._group.meet(broken)
+        self._unmet = False
         if settled is None:
             return ()
         self._met = True
@@ -467,6 +465,7 @@ class Synchronizer(Kept):
         self._states[fragment] = state
         self._last[fragment] = combined.ranks, combined.digest.hex()
         self._ended |= fragment == 0
+        self._unmet = True
         was_idle = self._group is not None and self._is_idle(fragment, under_way.counted[0])
         if isinstance(outcome, Skipped):
             self._on_skipped(outcome, state, was_idle)

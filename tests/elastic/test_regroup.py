@@ -133,6 +133,17 @@ def test_a_crash_in_a_round_leaves_survivors_with_one_model(name, of, sent):
         assert len(missed) <= any(change.healed for change in story.changes[who])
 
 
+@pytest.mark.parametrize("sent", [0, 1])
+def test_a_crash_in_the_very_last_round_leaves_one_model_whatever_fragment_it_is_of(sent):
+    """The last of eight rounds is of fragment 1, after which nobody would meet any more."""
+    ends = play(
+        lambda: thinwire.streaming_diloco(every=6, fragments=2, overlap=0),
+        [Life("a.1"), Life("b.1"), Life("c.1")], [CrashSaying("c.1", 7, sent=sent, of="verdict")],
+    )  # fmt: skip
+    assert ends["c.1"].how == "crashed"
+    assert torch.equal(ends["a.1"].value[1], ends["b.1"].value[1])
+
+
 def test_survivors_keep_what_they_were_to_send():
     """The round that broke is done again with the same steps: two members' mean, as if the third had never been."""
     ends = play(METHODS["diloco"], [Life("a.1"), Life("b.1")])
