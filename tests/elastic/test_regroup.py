@@ -19,6 +19,7 @@ from thinwire.method import Phases
 from thinwire.pace import BySpeed
 from thinwire.rounds import Committed
 from thinwire.schedules import Every, Paced
+from thinwire.seeds.meetings import OverLink
 
 STEPS = 24
 METHODS = {
@@ -272,3 +273,18 @@ def test_members_of_unlike_speed_go_on_after_a_crash():
     ends = play(paced, lives, [Crash("c.1", 1.93)], steps=64)
     found = [ends[who].value for who in ("a.1", "b.1", "c.2")]
     assert all(torch.equal(found[0][1], each) for _, each in found)
+
+
+def test_what_knows_fixed_groups_alone_refuses_an_elastic_link():
+    """It would never meet: each member would train by itself, and say nothing of it."""
+    net = model()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+
+    def member(meeting):
+        link = ElasticLink(meeting)
+        with pytest.raises(ConfigError, match="asynchronous over an elastic link"):
+            thinwire.asynchronous(net, optimizer, link)
+        with pytest.raises(ConfigError, match="tune over an elastic link"):
+            OverLink(link)
+
+    assert simulate(Plan((Life("a.1"),)), member)["a.1"].how == "returned"
