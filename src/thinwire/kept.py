@@ -85,6 +85,7 @@ class Kept(ABC):
         self._group = Regrouping(link, self) if isinstance(link, ElasticLink) else None
         self._redo: dict[int, int] = {}
         self._enter_phase(method.at(1))
+        self._schema = self._fragments.schema()  # in whatever phase a member is by now, or a newcomer not yet
 
     @abstractmethod
     def _finish(self, entry: tuple[UnderWay, Handle[BufferRows] | None], fresh: Tensor = NOTHING) -> Tensor:
@@ -106,7 +107,7 @@ class Kept(ABC):
     def _meant(self) -> dict[str, str]:
         """What members of any run must mean alike, whatever step they are at."""
         answers = {f"method.{name}": answer for name, answer in self._plan.answers().items()}
-        return {"version": __version__, "model": self._fragments.schema(), "seed": str(self._seed)} | answers
+        return {"version": __version__, "model": self._schema, "seed": str(self._seed)} | answers
 
     def _agree_within(self, facts: Mapping[str, str]) -> None:
         """Members of an island mean the same method, and hold the same of what is not sharded."""
@@ -378,7 +379,10 @@ class Kept(ABC):
 
     def common_digest(self) -> str:
         """See thinwire.regroup.Keeper."""
-        return json.dumps(self._shared_facts(), sort_keys=True)
+        facts = self._shared_facts()
+        if self._group is not None and self._group.epoch == 0 and not self._resumed:  # nothing was handed over yet
+            facts["weights"] = digest(*self._model.parameters(), *self._buffers.persistent()).hex()
+        return json.dumps(facts, sort_keys=True)
 
     def common(self, step: int) -> State:
         """See thinwire.regroup.Keeper."""

@@ -34,6 +34,7 @@ from thinwire.codecs.base import require
 from thinwire.codecs.feedback import Place
 from thinwire.codecs.stages import Tensors
 from thinwire.collectives import finite
+from thinwire.elastic.link import only_fixed
 from thinwire.errors import ConfigError, PacketError
 from thinwire.fragments import Fragments, digest
 from thinwire.handshake import agree, all_of
@@ -200,6 +201,7 @@ class Asynchronous:
         observer: Callable[[Pushed, Tensor], None] | None,
     ) -> None:  # fmt: skip
         _check(every, overlap, until, codec)
+        only_fixed(link, "asynchronous")
         self.step = self.pushes = 0
         self.over = False
         self.wait_s = 0.0

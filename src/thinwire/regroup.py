@@ -43,7 +43,7 @@ class Settled:
     """How to go on.
 
     names    who is there, by rank
-    same     nobody came, went or was behind: only rounds under way broke
+    same     nobody came, went or was behind since all settled last: only rounds under way broke
     healed   this member was given the state
     step     where all are
     ended    rounds of each fragment that are behind all
@@ -70,7 +70,7 @@ class Keeper(Protocol):
         """End rounds that arrived or are certain (fragment -> who was in it), in the old gathering; forget the rest."""
 
     def common_digest(self) -> str:
-        """Of all that members hold alike; empty if that is nothing."""
+        """Of all that members hold alike; before the run begins, of all that they begin it with."""
 
     def common(self, step: int) -> State:
         """All that members hold alike, with the step that they go on at."""
@@ -172,7 +172,8 @@ class Regrouping:
                     load(given[0]["carried"][key])
         self.epoch = ruling.epoch
         self.link.enter(gathering)
-        same = before is not None and before.names == gathering.names and not takers
+        together = all(word.epoch == mine.epoch for word in words.values())  # all settled the last one
+        same = before is not None and before.names == gathering.names and together and not takers
         context = _context(mine.facts, gathering.names, ruling.epoch)
         settled = Settled(gathering.names, same, me in behind, ruling.step, ruling.ended, ruling.redo, context)
         keeper.go_on(settled)

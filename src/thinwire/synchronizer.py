@@ -128,7 +128,7 @@ class Synchronizer(Kept):
         self._observer = observer
         self._gradients_are_combined = False
         self._all_overflown = False
-        self._met = self._void = self._ended = False
+        self._met = self._void = self._ended = self._unmet = False
         self._hooks: list[Any] = []
 
     # --- life ----------------------------------------------------------------------------------------------------
@@ -139,7 +139,7 @@ class Synchronizer(Kept):
             self._terms = Terms(agree(self._link, self._facts()), self._seed)
         else:
             self._regroup(None)
-            self._met = self._ended = False  # in a round that the others did again: they meet after the next one
+            self._met = self._ended = False  # see _meet_if_due
         for optimizer in self._inner.all:
             self._hooks.append(optimizer.register_step_pre_hook(self._before_step))
             self._hooks.append(optimizer.register_step_post_hook(self._after_step))
@@ -164,11 +164,8 @@ class Synchronizer(Kept):
 
     def finish(self) -> None:
         """Wait for the rounds under way and apply them now; all members call it at the same step."""
-        unsettled = bool(self._under_way)
-        if self._method.payload.kind == "gradient":
-            unsettled = bool(self._made) and self.step % _MEET_GRADIENT_STEPS > 0
         self._carry_out((), due=None)
-        if self._group is not None and unsettled and not self._met:
+        while self._group is not None and self._unmet:
             self._regroup(None)  # whoever is in doubt about the last round can still ask
         self._met = False
 
@@ -201,6 +198,7 @@ class Synchronizer(Kept):
         """Meet the others, and go on with them; returns fragments whose rounds are to begin again."""
         assert self._group is not None
         settled = self._group.meet(broken)
+        self._unmet = False
         if settled is None:
             return ()
         self._met = True
@@ -319,12 +317,12 @@ class Synchronizer(Kept):
 
     def _meet_if_due(self) -> None:
         """In a group that changes: look who is there, after a round of fragment 0 or every few steps of gradients."""
-        due, self._ended = self._ended and not self._met, False
+        due = self._ended and not self._met
         if self._method.payload.kind == "gradient":
             due = self.step % _MEET_GRADIENT_STEPS == 0
         if self._group is not None and due:
             self._regroup(None)
-        self._met = False
+        self._met = self._ended = False  # a round that was done again there is behind all: they meet after the next one
 
     def _step_after(self) -> int:
         """The shared step that this local step ends at: those of a slower member count for several."""
@@ -467,6 +465,7 @@ class Synchronizer(Kept):
         self._states[fragment] = state
         self._last[fragment] = combined.ranks, combined.digest.hex()
         self._ended |= fragment == 0
+        self._unmet = True
         was_idle = self._group is not None and self._is_idle(fragment, under_way.counted[0])
         if isinstance(outcome, Skipped):
             self._on_skipped(outcome, state, was_idle)

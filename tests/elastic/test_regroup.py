@@ -15,9 +15,11 @@ from thinwire.elastic.simulated import simulate
 from thinwire.errors import ConfigError, MeetingLost
 from thinwire.links.local import run
 from thinwire.links.network import Network
+from thinwire.method import Phases
 from thinwire.pace import BySpeed
 from thinwire.rounds import Committed
 from thinwire.schedules import Every, Paced
+from thinwire.seeds.meetings import OverLink
 
 STEPS = 24
 METHODS = {
@@ -132,12 +134,36 @@ def test_a_crash_in_a_round_leaves_survivors_with_one_model(name, of, sent):
         assert len(missed) <= any(change.healed for change in story.changes[who])
 
 
+@pytest.mark.parametrize("sent", [0, 1])
+def test_a_crash_in_the_very_last_round_leaves_one_model_whatever_fragment_it_is_of(sent):
+    """The last of eight rounds is of fragment 1, after which nobody would meet any more."""
+    ends = play(
+        lambda: thinwire.streaming_diloco(every=6, fragments=2, overlap=0),
+        [Life("a.1"), Life("b.1"), Life("c.1")], [CrashSaying("c.1", 7, sent=sent, of="verdict")],
+    )  # fmt: skip
+    assert ends["c.1"].how == "crashed"
+    assert torch.equal(ends["a.1"].value[1], ends["b.1"].value[1])
+
+
 def test_survivors_keep_what_they_were_to_send():
     """The round that broke is done again with the same steps: two members' mean, as if the third had never been."""
     ends = play(METHODS["diloco"], [Life("a.1"), Life("b.1")])
     broken = play(METHODS["diloco"], [Life("a.1"), Life("b.1"), Life("c.1")], [CrashSaying("c.1", 0, of="rounds")])
     for who in ("a.1", "b.1"):
         assert torch.equal(broken[who].value[1], ends[who].value[1])
+
+
+@pytest.mark.parametrize("name", ["every step", "diloco", "diloco, ef21", "delayed", "streaming"])
+@pytest.mark.parametrize("exchange", [11, 12])
+def test_a_newcomer_that_crashes_when_one_of_its_donors_alone_has_gone_on_costs_nobody_anything(name, exchange):
+    """One had settled with it and trains on, the other meets again: they end the round alike, and meet alike after."""
+    story = Story()
+    lives = [Life("a.1"), Life("b.1"), Life("c.2", 1.05)]
+    ends = play(METHODS[name], lives, [CrashSaying("c.2", exchange, of="state")], story=story)
+    assert ends["c.2"].how == "crashed"
+    assert ends["a.1"].value[0] == ends["b.1"].value[0] == STEPS
+    assert torch.equal(ends["a.1"].value[1], ends["b.1"].value[1])
+    assert [change.names for change in story.changes["a.1"]][-1] == ("a.1", "b.1")
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -157,6 +183,15 @@ def test_a_newcomer_is_given_the_state(name):
     )
 
 
+def test_a_newcomer_comes_to_a_second_phase_that_is_cut_otherwise():
+    def phases():
+        return Phases(thinwire.diloco(every=4), 8, thinwire.streaming_diloco(every=6, fragments=2, overlap=2))
+
+    ends = play(phases, [Life("a.1"), Life("b.1"), Life("c.2", 1.6)])
+    assert [end.value[0] for end in ends.values()] == [STEPS] * 3
+    assert torch.equal(ends["a.1"].value[1], ends["c.2"].value[1])
+
+
 def test_a_newcomer_of_another_method_is_refused_and_the_run_goes_on():
     other = lambda: thinwire.diloco(every=8)  # noqa: E731
     lives = [Life("a.1"), Life("b.1"), Life("c.2", 1.05)]
@@ -168,10 +203,38 @@ def test_a_newcomer_of_another_method_is_refused_and_the_run_goes_on():
     assert torch.equal(ends["a.1"].value[1], ends["b.1"].value[1])
 
 
+@pytest.mark.parametrize("differ", [1, 4])
+@pytest.mark.parametrize("name", ["diloco", "every step", "noloco", "gossip"])
+def test_all_begin_with_the_first_ones_weights_also_if_frozen_ones_alone_differ(name, differ):
+    began: dict[str, torch.Tensor] = {}
+
+    def member(meeting):
+        net = model()
+        net[0].weight.requires_grad_(False)
+        for p in [*net.parameters()][:differ]:
+            p.data.add_(ord(meeting.name[0]))
+        optimizer = torch.optim.SGD(net[2].parameters(), lr=0.1)
+        link = ElasticLink(meeting)
+        with thinwire.synchronize(net, optimizer, METHODS[name](), link) as sync:
+            began[meeting.name] = weights(net)
+            train(net, sync, optimizer, meeting.name[0], 8)
+        link.close()
+
+    simulate(Plan((Life("a.1"), Life("b.1"), Life("c.1"))), member, Network(step_s=0.1))
+    own = [p.detach().flatten() + ord("a") * (place < differ) for place, p in enumerate(model().parameters())]
+    assert all(torch.equal(each, torch.cat(own)) for each in began.values())
+
+
 def test_whoever_may_not_begin_a_run_does_not():
     ends = play(METHODS["diloco"], [Life("a.2"), Life("b.2")])
     assert all(isinstance(end.error, MeetingLost) for end in ends.values())
     assert "nobody of them is in the run" in str(ends["a.2"].error)
+
+
+def test_whoever_may_not_begin_a_run_joins_one_that_another_begins():
+    ends = play(METHODS["diloco"], [Life("a.1"), Life("b.2")])
+    assert [end.value[0] for end in ends.values()] == [STEPS, STEPS]
+    assert torch.equal(ends["a.1"].value[1], ends["b.2"].value[1])
 
 
 @pytest.mark.parametrize("name", ["every step", "diloco", "diloco, ef21"])
@@ -210,3 +273,18 @@ def test_members_of_unlike_speed_go_on_after_a_crash():
     ends = play(paced, lives, [Crash("c.1", 1.93)], steps=64)
     found = [ends[who].value for who in ("a.1", "b.1", "c.2")]
     assert all(torch.equal(found[0][1], each) for _, each in found)
+
+
+def test_what_knows_fixed_groups_alone_refuses_an_elastic_link():
+    """It would never meet: each member would train by itself, and say nothing of it."""
+    net = model()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+
+    def member(meeting):
+        link = ElasticLink(meeting)
+        with pytest.raises(ConfigError, match="asynchronous over an elastic link"):
+            thinwire.asynchronous(net, optimizer, link)
+        with pytest.raises(ConfigError, match="tune over an elastic link"):
+            OverLink(link)
+
+    assert simulate(Plan((Life("a.1"),)), member)["a.1"].how == "returned"

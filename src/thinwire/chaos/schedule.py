@@ -143,7 +143,7 @@ def drawn(seed: int, hosts: int, every_s: float, length_s: float) -> tuple[Fault
         raise ConfigError(
             f"faults every {every_s:g} s for {length_s:g} s on {hosts} hosts",
             expected="two hosts or more, and time for one fault at least",
-            mend="for example --seed 7 --every 30s --for 10min --hosts 4",
+            mend="for example --seed 7 --fault-every 30s --for 10min --hosts 4",
         )
     random_ = random.Random(f"{seed} {hosts} {every_s} {length_s}")
     found: list[Fault] = []

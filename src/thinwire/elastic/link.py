@@ -15,7 +15,7 @@ from thinwire.elastic.handing import State
 from thinwire.elastic.meeting import Gathering, Meeting
 from thinwire.elastic.shelf import Shelf
 from thinwire.errors import ConfigError
-from thinwire.links.base import Channel, Handle
+from thinwire.links.base import Channel, Handle, Link
 from thinwire.links.local import alone
 from thinwire.links.meter import Meter
 from thinwire.rounds import Committed
@@ -177,3 +177,13 @@ class ElasticLink:
         """A round was committed, with what was told beside it."""
         if self._beside is not None and said:
             self._beside[1](outcome, said)
+
+
+def only_fixed(link: Link, what: str) -> None:
+    """Refuse what knows fixed groups alone: it would never meet, and each member would go on by itself."""
+    if isinstance(link, ElasticLink):
+        raise ConfigError(
+            f"{what} over an elastic link, whose members come and go",
+            expected="a link among the same members to the end",
+            mend="use `thinwire.join`; or `thinwire.synchronize`, which goes on when members come and go",
+        )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from thinwire.collectives import gather_packets
+from thinwire.elastic.link import only_fixed
 from thinwire.errors import StateMismatch
 from thinwire.handshake import agree, tell
 from thinwire.links.base import Link
@@ -61,6 +62,7 @@ class OverLink:
     """
 
     def __init__(self, link: Link) -> None:
+        only_fixed(link, "tune")
         self._link = link
         self._channel = link.open("scalars")
         self._context = 0
