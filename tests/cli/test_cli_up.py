@@ -18,7 +18,20 @@ pytest.importorskip("torchft", reason="a run that others join needs the extra 'e
 pytest.importorskip("uvicorn", reason="a run that others join needs the extra 'elastic'")
 
 SRC = Path(__file__).parents[2] / "src"
-SMALL = "--task.size 0.2M --context 8 --batch-size 2 --validation-windows 2 --lr 0.001 --every 10".split()
+SMALL = [
+    "--task.size",
+    "0.2M",
+    "--context",
+    "8",
+    "--batch-size",
+    "2",
+    "--validation-windows",
+    "2",
+    "--lr",
+    "0.001",
+    "--every",
+    "10",
+]
 TOKEN = "sesame"
 
 

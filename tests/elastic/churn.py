@@ -168,7 +168,8 @@ def check(case: Case, played: Played) -> None:
     plan, ends, logs = played.plan, played.ends, played.logs
     for name, end in ends.items():
         too_few = isinstance(end.error, MeetingLost) and _alive(played, end.at_s) < plan.rules.min_replicas
-        too_late = isinstance(end.error, MeetingLost) and not logs[name].changes and _over(played, end.at_s)
+        outside = isinstance(end.error, MeetingLost) and not logs[name].changes
+        too_late = outside and ("nobody of them is in the run" in str(end.error) or _over(played, end.at_s))
         assert end.how in ("returned", "crashed") or too_few or too_late, (
             f"{name} {end.how} at {end.at_s:g} s, {end.doing}: {end.error!r}"
         )

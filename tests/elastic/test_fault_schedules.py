@@ -106,7 +106,14 @@ def test_a_crash_in_any_exchange(case, exchanges):
                 check(CASES[case], played)
             except AssertionError as error:
                 raise AssertionError(f"exchange {number}, {sent} sent: {error}") from error
-    assert len(exchanges) < 20 or {"handshake json", "said with rounds said", "rounds fp32", "rounds verdict"} <= {*where}
+            began = bool(played.logs["a.1"].run)
+            assert began or again, "members that come again before there is a run may not begin it, and say so"
+            if case != "overlap" and began:  # a round that broke is done again before the next local step
+                rounds = {heard.round for log in played.logs.values() for heard in log.heard}
+                assert rounds == set(range(12 if case == "every step" else 3))
+    assert len(exchanges) < 20 or {"handshake json", "said with rounds said", "rounds fp32", "rounds verdict"} <= {
+        *where
+    }
 
 
 def test_the_same_schedule_gives_the_same_logs():
@@ -120,7 +127,7 @@ def test_the_same_schedule_gives_the_same_logs():
 # --- what the schedules have found -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", ["averages", "overlap", "feedback"])
+@pytest.mark.parametrize("case", ["averages", "feedback"])
 def test_a_round_left_to_newcomers_alone_is_passed_over(case):
     """b comes into a round done again after c's crash, a crashes in it, and nobody is left who has anything to say."""
     lives = Life("a.1"), Life("c.1"), Life("b.1", 5.0)
@@ -203,7 +210,7 @@ def test_a_crash_that_costs_too_much_is_found():
     played = play(CASES["averages"], three(Crash("b.1", 9.0)), NETWORK)
     check(CASES["averages"], played)
     played.logs["b.1"].made += 4
-    with pytest.raises(AssertionError, match="b.1 lost 8 local steps"):
+    with pytest.raises(AssertionError, match=r"b\.1 lost 8 local steps"):
         check(CASES["averages"], played)
 
 

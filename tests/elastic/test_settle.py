@@ -109,10 +109,12 @@ def test_without_a_common_model_newcomers_alone_are_behind():
 
 
 def test_those_who_may_not_begin_a_run_do_not():
-    words = {rank: replace(word(0, epoch=0), founds=False) for rank in (0, 1)}
-    assert judge(words).strays == (0, 1)
-    assert judge({**words, 2: word(3)}).strays == ()
-    assert judge({**words, 2: word(0, epoch=0)}).strays == (), "one that may begins it, with all who are there"
+    stray = replace(word(0, epoch=0), founds=False)
+    assert judge({0: stray, 1: stray}).strays
+    assert not judge({0: stray, 1: word(3)}).strays
+    begun = judge({0: replace(stray, step=70), 1: word(0, epoch=0, step=0)})
+    assert not begun.strays
+    assert begun.behind == {0}, "founders are right, however far a stray has come"
 
 
 def test_another_number_of_fragments_is_behind():

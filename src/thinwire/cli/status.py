@@ -23,7 +23,7 @@ _EVERY_S = 2.0
 @click.option("--json", "as_json", is_flag=True, help="All that is known, as JSON.")
 @click.option("--watch", is_flag=True, help="Again every two seconds, until Ctrl-C or the run's end.")
 def status(address: str, token: str, as_json: bool, watch: bool) -> None:
-    """How a run stands: members, rounds, bytes, shares of work, who is waited for.
+    """How a run that others join stands.
 
     Any member's address will do. A page that shows the same is at
     http://HOST:PORT/#TOKEN.
@@ -65,7 +65,7 @@ def show(view: Mapping[str, Any], console: Console) -> None:
             console.print(line, highlight=False)
     if view["waiting"] and not run["ended"]:
         who = ", ".join(view["waiting"]["for"])
-        console.print(Text(f"Waiting for {who} since {_ago(now - view['waiting']['since'])}.", "yellow"))
+        console.print(Text(f"Waiting for {who} for {_ago(now - view['waiting']['since'])}.", "yellow"))
     for found in view["findings"][-5:]:
         console.print(Text(f"{found['kind']}: {found['who']}: {found['evidence']}", "yellow"))
 
@@ -76,7 +76,7 @@ def lines(row: Mapping[str, Any], now: float) -> list[str]:
     told = [
         f"step {_or(row['step'], str)}", f"loss {_or(row['loss'], lambda loss: f'{loss:.3f}')}",
         f"{_or(row['share'], lambda share: f'{share:.0%}')} of the work", f"↑{_or(row['sent_bytes'], bytes_text)}",
-        f"↓{_or(row['received_bytes'], bytes_text)}", f"seen {_or(row['last_seen'], lambda at: _ago(now - at) + ' ago')}",
+        f"↓{_or(row['received_bytes'], bytes_text)}", f"seen {_or(row['last_seen'], lambda at: _ago(now - at))} ago",
     ]  # fmt: skip
     return [f"{row['name']}: {state}", "    " + ", ".join(told)]
 

@@ -189,12 +189,11 @@ class Board:
                         "last_seen": live["at"],
                     }
                 rows.append(row)
-            view = {
+            return {
                 "now": self._clock(), "asked": self.name, "run": {**self.facts, **self._run}, "members": rows,
                 "waiting": waiting(rows), "changes": list(self._changes), "findings": list(self._findings),
                 "curve": [list(point) for point in self._curve],
             }  # fmt: skip
-        return view
 
 
 _ROW = ("step", "loss", "units_per_s", "sent_bytes", "received_bytes", "address", "leaves", "last_seen")

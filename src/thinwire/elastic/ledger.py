@@ -1,10 +1,11 @@
 """Who works on which samples, and which are done: a part of the committed state, the same on all members to the bit.
 
-A *unit* is one micro-batch's worth of samples, numbered from 0 through the epochs: unit u is of epoch u // units_per_epoch.
+A *unit* is one micro-batch's worth of samples, numbered from 0 through the epochs: unit u is of epoch
+u // units_per_epoch.
 A *lease* is the row of units that a member works through until the next round commits: the lowest free ones, dealt in
 blocks, the member of rank i of n gets blocks i, i + n, i + 2n, ... It has no end but that of the run, so a fast member
-takes more of its row and a slow one less. With the round that carries what was learnt from them, the units that a member
-says it took are done; what a member did not come to, or had in hand when it was lost, is free again.
+takes more of its row and a slow one less. With the round that carries what was learnt from them, the units that a
+member says it took are done; what a member did not come to, or had in hand when it was lost, is free again.
 
 State   the runs of units that are done; to whom the present lease was dealt; what is kept from the one before. As
         members take the lowest free units, runs are few: about one a member.

@@ -1,10 +1,11 @@
-"""The page that shows a run while it goes: one file, nothing fetched but `/status`, readable on a phone, light and dark.
+"""The page that shows a run while it goes: one file, nothing fetched but `/status`, fit for a phone, light and dark.
 
 Colours are Okabe and Ito's, as in the report; what they tell is told in words as well.
 """
 
 from __future__ import annotations
 
+# ruff: noqa: E501 (lines of a page)
 PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -191,7 +192,7 @@ function draw(view) {
     for (const [name, value] of cells) line.append(made("td", value, {"data-name": name}));
     return line;
   }));
-  show("waiting", view.waiting && !run.ended ? `Waiting for ${view.waiting.for.join(", ")} since ${since(now - view.waiting.since)}.` : "");
+  show("waiting", view.waiting && !run.ended ? `Waiting for ${view.waiting.for.join(", ")} for ${since(now - view.waiting.since)}.` : "");
   const list = (name, items, words) => {
     at(name + "-card").hidden = !items.length;
     at(name).replaceChildren(...items.slice(-12).reverse().map(item => made("li", since(now - item.at) + " ago: " + words(item))));

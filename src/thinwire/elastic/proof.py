@@ -1,9 +1,9 @@
 """Proof from the members' logs that every sample was counted once, whatever came and went.
 
 Each `round` line says which units became done, and how the chain went on: chain = digest(chain before, units). From the
-last round any member saw, the chain leads back to the first one, link by link; each link is computed again, so what is on
-it is what the members committed. Rounds beside it were committed and lost, with all who knew of them: a run that went on
-from a checkpoint did them again.
+last round any member saw, the chain leads back to the first one, link by link; each link is computed again, so what is
+on it is what the members committed. Rounds beside it were committed and lost, with all who knew of them: a run that
+went on from a checkpoint did them again.
 """
 
 from __future__ import annotations

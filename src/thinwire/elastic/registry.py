@@ -5,8 +5,8 @@
     GET /own     this member's present alone: what others ask for to make their /status
     GET /        a page that shows /status, for people; it holds nothing secret and asks for the token itself
 
-Everything but the page wants the run's token: `Authorization: Bearer TOKEN`. Nothing is encrypted: between machines use a
-private network or a tunnel. Other routes (pieces of state) are mounted by whoever has them.
+Everything but the page wants the run's token: `Authorization: Bearer TOKEN`. Nothing is encrypted: between machines
+use a private network or a tunnel. Other routes (pieces of state) are mounted by whoever has them.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def get(address: str, path: str, token: str, *, limit_s: float = _LIMIT_S) -> di
         raise LinkError(
             f"nobody answers at {address}: {why}",
             expected="a member of a run that goes on",
-            mend="see whether the run has ended, try another member's address; `thinwire doctor` looks at the way there",
+            mend="see whether the run has ended, try another member's address; `thinwire doctor` looks at the way",
         ) from error
 
 

@@ -78,7 +78,7 @@ class Ruling:
     ended    rounds of each fragment that are behind all
     step     where all go on
     redo     fragments whose rounds all begin again at once
-    strays   all, where nobody is in a run and nobody may begin one
+    strays   nobody is in a run, and nobody may begin one
     """
 
     epoch: int
@@ -89,7 +89,7 @@ class Ruling:
     certain: Mapping[int, tuple[int, ...]]
     present: Mapping[int, tuple[int, ...]]
     redo: tuple[int, ...]
-    strays: tuple[int, ...]
+    strays: bool
 
 
 def judge(words: Mapping[int, Word]) -> Ruling:
@@ -97,6 +97,7 @@ def judge(words: Mapping[int, Word]) -> Ruling:
     newest = max(word.epoch for word in words.values())
     true = {rank for rank, word in words.items() if word.epoch == newest}
     if newest == 0:  # the beginning: whoever comes from a later checkpoint knows more
+        true = {rank for rank in true if words[rank].founds} or true
         furthest = max(_standing(words[rank]) for rank in true)
         true = {rank for rank in true if _standing(words[rank]) == furthest}
     refused = _refused(words, true)
@@ -123,7 +124,7 @@ def judge(words: Mapping[int, Word]) -> Ruling:
     }
     present = {f: word.present for f, word in by_whom.items()}
     epoch = max(word.epoch for word in words.values()) + 1
-    strays = () if newest or any(word.founds for word in words.values()) else tuple(words)
+    strays = not newest and not any(word.founds for word in words.values())
     return Ruling(epoch, tuple(ended), step, refused, frozenset(behind), certain, present, tuple(sorted(redo)), strays)
 
 

@@ -1,7 +1,7 @@
 """One member of a run that others join, as a process: it is told what it is on standard input, and ends with that.
 
-Exit codes, for whoever started it: 0 the run has ended, 130 it was asked to leave and has left, 2 it cannot go on as it was
-asked to, 75 it lost the others: start it again.
+Exit codes, for whoever started it: 0 the run has ended, 130 it was asked to leave and has left, 2 it cannot go on as it
+was asked to, 75 it lost the others: start it again.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,7 +26,7 @@ from thinwire.elastic.meeting import Gathering, Meeting
 from thinwire.elastic.registry import Registry
 from thinwire.errors import ConfigError, LinkError, StateMismatch
 from thinwire.report.record import RunRecord
-from thinwire.train.display import JsonLines, Silent, Terminal
+from thinwire.train.display import Display, JsonLines, Silent, Terminal
 from thinwire.train.elastic import Stay, train_among
 from thinwire.train.launch import leave, stop_signal
 from thinwire.version import __version__
@@ -149,13 +149,14 @@ def _stay(order: Order, run: Run, stops: Callable[[], bool]) -> RunRecord | None
     out = Path(run.out)
     founds = not order.begun or bool(order.resume)
     meeting = TorchftMeeting(order.lighthouses, name=order.name, host=order.bind, founds=founds)
-    display = {"terminal": Terminal(Console()), "json": JsonLines(sys.stdout)}.get(order.shows) or Silent()
+    shown: dict[str, Display] = {"terminal": Terminal(Console()), "json": JsonLines(sys.stdout)}
+    display = shown.get(order.shows) or Silent()
     try:
         board = Board(meeting.name, facts(order, run))
         registry = Registry(order.bind, order.port, board, order.token)
         board.address = registry.address
         journal = Journal(out / FOLDER / f"{meeting.name}.jsonl")
-        group: Meeting = meeting if order.begun else AtLeast(meeting, order.at_least)  # type: ignore[assignment]
+        group: Meeting = meeting if order.begun else AtLeast(meeting, order.at_least)
         link = ElasticLink(group, founds=founds)
         link.on_change(lambda change: _remember(out, board, meeting, change))
         stay = Stay(out, order.epochs, order.at_least, order.begun and not order.resume,
@@ -206,8 +207,3 @@ def peers(out: Path) -> list[str]:
         return found
     except (OSError, ValueError, KeyError):
         return []
-
-
-def moved(run: Run, out: str | None) -> Run:
-    """The run with this machine's folder."""
-    return run if out is None else replace(run, out=out)

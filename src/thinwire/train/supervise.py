@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from thinwire.errors import LinkError, ThinwireError
@@ -113,8 +113,8 @@ def _after(seat: _Seat, code: int, asked: int, logs: Path) -> None:
     seat.due = seat.restarts.next(time.monotonic())
     if seat.due is None:
         raise LinkError(
-            f"member {seat.number} of this machine ended {_MOST_RESTARTS} times within {_WITHIN_S:.0f} s, the last time "
-            f"with code {code}{_last_words(logs, seat.number)}",
+            f"member {seat.number} of this machine ended {_MOST_RESTARTS} times within {_WITHIN_S:.0f} s, the last "
+            f"time with code {code}{_last_words(logs, seat.number)}",
             expected="a member that stays",
             mend="what it said tells why; once that is mended, start again: it is given the run's state",
         )
@@ -215,8 +215,3 @@ def _last_words(logs: Path, number: int) -> str:
         return ""
     lines: Sequence[str] = path.read_text(errors="replace").splitlines()[-8:]
     return "".join(f"\n    {line}" for line in lines)
-
-
-def showing(order: Order, shows: str) -> Order:
-    """The order for a member that has the terminal."""
-    return replace(order, shows=shows)
