@@ -116,7 +116,7 @@ class Regrouping:
             try:
                 settled, behind = self._settle(gathering, before)
             except MENDABLE as error:
-                if isinstance(error, StateMismatch):
+                if not isinstance(error, PeerLost):
                     self._count(error)
                 why = self._gone(error, gathering)
                 continue
@@ -235,11 +235,16 @@ def _say(gathering: Gathering, word: Word) -> dict[int, Word]:
 
 
 def _read(text: str, name: str) -> Word:
+    """A word; of another version's at least what it means, by which it is refused, or refuses us."""
     try:
         found = json.loads(text)
+        facts, epoch = {str(key): str(value) for key, value in found["facts"].items()}, int(found["epoch"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise PacketError(f"{name} did not say where it is in words of ours") from error
+    try:
         return Word(
-            {str(key): str(value) for key, value in found["facts"].items()},
-            int(found["epoch"]),
+            facts,
+            epoch,
             int(found["step"]),
             tuple(
                 FragmentWord(int(f["ended"]), tuple(map(int, f["present"])), str(f["last"]), str(f["doubt"]))
@@ -250,8 +255,8 @@ def _read(text: str, name: str) -> Word:
             bool(found["common"]),
             bool(found["founds"]),
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise PacketError(f"{name} did not say where it is in words of ours") from error
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return Word(facts, epoch)
 
 
 def _context(facts: Mapping[str, str], names: tuple[str, ...], epoch: int) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import pytest
 import torch
 from torch import nn
@@ -229,6 +231,35 @@ def test_whoever_may_not_begin_a_run_does_not():
     ends = play(METHODS["diloco"], [Life("a.2"), Life("b.2")])
     assert all(isinstance(end.error, MeetingLost) for end in ends.values())
     assert "nobody of them is in the run" in str(ends["a.2"].error)
+
+
+@pytest.mark.parametrize("host", "0z")
+def test_a_newcomer_of_another_version_whose_words_are_others_is_refused(host, monkeypatch):
+    def words(word):
+        told = asdict(word)
+        return told if word.facts["version"] != "0.0" else {name: told[name] for name in ("facts", "epoch")}
+
+    monkeypatch.setattr("thinwire.regroup.asdict", words)
+
+    def member(meeting):
+        net = model()
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        link = ElasticLink(meeting)
+        sync = thinwire.synchronize(net, optimizer, METHODS["diloco"](), link)
+        if meeting.name[0] == host:
+            meant = sync._meant() | {"version": "0.0"}
+            sync._meant = lambda: meant
+        try:
+            with sync:
+                train(net, sync, optimizer, meeting.name[0], STEPS)
+        finally:
+            link.close()
+        return sync.step
+
+    lives = (Life("a.1"), Life("b.1"), Life(f"{host}.2", 1.05))
+    ends = simulate(Plan(lives, end_s=1e4), member, Network(step_s=0.1))
+    assert [ends[who].value for who in ("a.1", "b.1")] == [STEPS, STEPS]
+    assert "refused: version: 0.0; the run has" in str(ends[f"{host}.2"].error)
 
 
 def test_whoever_may_not_begin_a_run_joins_one_that_another_begins():
