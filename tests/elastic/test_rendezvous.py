@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thinwire import PeerLost
-from thinwire.elastic.rendezvous import Card, NotFormed, connected, form, refusal
+from thinwire.elastic.rendezvous import Card, NotFormed, base_after, connected, form, refusal
 from thinwire.links.torch import TorchLink
 
 NAMES = ("a", "b", "c", "d", "e", "f")
 
 
-def card(name, number=0, last=(), *, here=False, at_least=1, founds=True, standby="127.0.0.1:1"):
-    return Card(name, standby, number, tuple(last), here, at_least, founds)
+def card(name, number=0, last=(), *, here=False, at_least=1, founds=True, standby="127.0.0.1:1", base=None):
+    return Card(name, standby, number, tuple(last), here, at_least, founds, tuple(last if base is None else base))
 
 
 def test_a_card_comes_back_as_it_was():
@@ -55,6 +55,23 @@ def test_half_goes_on_where_the_last_gathering_met():
     last = ("a", "b")
     assert refusal([card("a", 4, last, here=True)]) is None
     assert refusal([card("a", 4, last)]) == "1 of the 2 members of the last gathering are here"
+
+
+def test_whoever_went_on_with_half_alone_is_bound_to_the_place():
+    """a and b met at a lighthouse; b drops out, a goes on there, then loses it: b may come back to it any time."""
+    pair = ("a", "b")
+    alone = base_after([card("a", 4, pair, here=True)])
+    assert alone == pair
+    assert refusal([card("a", 5, "a", here=True, base=alone)]) is None
+    assert refusal([card("a", 5, "a", base=alone)]) == "1 of the 2 members of the last gathering are here"
+    assert refusal([card("b", 4, pair, here=True)]) is None
+
+
+def test_more_than_half_is_a_base_of_its_own():
+    last = ("a", "b", "c")
+    assert base_after([card("a", 4, last), card("c", 4, last), card("d")]) == ("a", "c", "d")
+    assert base_after([card("a"), card("b")]) == ("a", "b")
+    assert base_after([card("b", 5, "b", base="ab"), card("a", 4, "ab")]) == ("b", "a"), "both are back"
 
 
 def test_the_newest_gathering_that_anybody_knows_counts():

@@ -177,3 +177,8 @@ def test_without_a_group_a_member_is_alone_and_is_told_so(caplog, monkeypatch):
     with join() as link:
         assert link.members == (0,)
     assert "this member trains alone" in caplog.text
+
+
+def test_what_was_measured_over_another_link_is_known_to_this_one():
+    assert Pace({0: 1e6}).begin({0: 10_000_000}) == 160
+    assert Pace().begin({0: 10_000_000}) == 60 + 800

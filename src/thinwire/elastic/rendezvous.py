@@ -37,6 +37,7 @@ class Card:
     number     of the last gathering it was in, 0 for none
     last       who was in that
     here       that one met at this same lighthouse
+    base       of whom more than half must be there to go on at another one
     at_least   members without whom it does not go on
     founds     it may begin a run with others who were in no gathering
     """
@@ -48,6 +49,7 @@ class Card:
     here: bool
     at_least: int
     founds: bool
+    base: tuple[str, ...]
 
     def encode(self) -> str:
         return json.dumps(asdict(self))
@@ -55,7 +57,7 @@ class Card:
     @staticmethod
     def decode(text: str) -> Card:
         read = json.loads(text)
-        return Card(**read | {"last": tuple(read["last"])})
+        return Card(**read | {"last": tuple(read["last"]), "base": tuple(read["base"])})
 
 
 class NotFormed(Exception):
@@ -76,9 +78,10 @@ class NotFormed(Exception):
 def refusal(cards: Sequence[Card]) -> str | None:
     """Why these may not go on as the run's group, or None if they may: all who hold the cards find the same.
 
-    More than half of the newest gathering that any of them was in must be here, so that of two parts that cannot see
-    each other at most one goes on. At the lighthouse where that gathering met half of it is enough: elsewhere the
-    other half is none. Where nobody was in any, one of them must be there to begin a run.
+    At the lighthouse where the newest gathering met that any of them was in, half of it is enough: there can be only
+    one group at a time. At another one more than half of its *base* must be there (see `base_after`), so that of two
+    parts that cannot see each other at most one goes on: whoever went on with half alone is bound to where it did.
+    Where nobody was in any, one of them must be there to begin a run.
     """
     at_least = max(card.at_least for card in cards)
     if len(cards) < at_least:
@@ -87,11 +90,20 @@ def refusal(cards: Sequence[Card]) -> str | None:
     if newest == 0:
         return None if any(card.founds for card in cards) else "nobody is here who was in the run"
     for last in {card.last for card in cards if card.number == newest}:
-        there = sum(name in here for name in last)
-        same_place = all(card.here for card in cards if card.number == newest and card.last == last)
-        if not (2 * there > len(last) or (2 * there == len(last) and same_place)):
-            return f"{there} of the {len(last)} members of the last gathering are here"
+        those = [card for card in cards if card.number == newest and card.last == last]
+        same_place = all(card.here for card in those)
+        needed = last if same_place else those[0].base
+        there = sum(name in here for name in needed)
+        if 2 * there < len(needed) + (not same_place):
+            return f"{there} of the {len(needed)} members of the last gathering are here"
     return None
+
+
+def base_after(cards: Sequence[Card]) -> tuple[str, ...]:
+    """The base of the group that these form: they themselves, if more than half of the last base is among them."""
+    names, newest = tuple(card.name for card in cards), max(cards, key=lambda card: card.number)
+    there = sum(name in names for name in newest.base)
+    return names if newest.number == 0 or 2 * there > len(newest.base) else newest.base
 
 
 def form(

@@ -33,13 +33,13 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from thinwire.elastic.lighthouse import Lookout, serve, split
 from thinwire.elastic.meeting import Gathering
-from thinwire.elastic.rendezvous import Card, NotFormed, connected, form
+from thinwire.elastic.rendezvous import Card, NotFormed, base_after, connected, form
 from thinwire.elastic.servers import Server, compiled
 from thinwire.elastic.settings import Limits
 from thinwire.errors import ConfigError, LinkError, MeetingLost
 from thinwire.links.crew import Crew
 from thinwire.links.joining import address_towards
-from thinwire.links.torch import TELL_AFTER_S, TorchLink, first_line
+from thinwire.links.torch import TELL_AFTER_S, Pace, TorchLink, first_line
 
 if TYPE_CHECKING:
     from thinwire.elastic.asking import Asker
@@ -113,6 +113,8 @@ class TorchftMeeting:
         self._held: Gathering | None = None
         self._link: TorchLink | None = None
         self._last: tuple[int, tuple[str, ...], str] = (0, (), "")  # number, names, where: of the last that formed
+        self._base: tuple[str, ...] = ()
+        self._rates: dict[str, float] = {}  # bytes per second with each member that was in a group with this one
         self._step = -1
         self._returned_at: float | None = None
         self._periods: deque[float] = deque(maxlen=_PERIODS)
@@ -186,6 +188,10 @@ class TorchftMeeting:
     def _part(self, why: str) -> None:
         """End the gathering that holds: its sockets close, so that nobody waits for us in it."""
         if self._link is not None:
+            if self._held is not None:
+                names = self._held.names
+                self._rates |= {names[rank]: rate for rank, rate in self._link.pace.rates.items()}
+                self._limits = replace(self._limits, exchange_s=self._link.pace.longest_wait_s)
             self._link.cut(why)
             self._link.close()
         self._held = self._link = None
@@ -272,12 +278,13 @@ class TorchftMeeting:
         last_number, last_names, last_place = self._last
         mine = Card(
             self._name, self._standby.address, last_number, last_names, last_place == place, self._at_least,
-            self._founds,
+            self._founds, self._base,
         )  # fmt: skip
         cards, group = form(store, rank, names, mine, self._host, self._limits.connect_s)
-        self._link = TorchLink(group, "gloo", self._timeout_s)
+        known = {rank: self._rates[card.name] for rank, card in enumerate(cards) if card.name in self._rates}
+        self._link = TorchLink(group, "gloo", self._timeout_s, pace=Pace(known))
         self._held = Gathering(number, tuple(card.name for card in cards), self._link)
-        self._last = (number, self._held.names, place)
+        self._last, self._base = (number, self._held.names, place), base_after(cards)
         self._candidates = tuple(dict.fromkeys((*self._given, place, *(card.standby for card in cards))))
         self._turn = self._candidates.index(place)
 

@@ -69,9 +69,13 @@ class TorchLink:
     """A process group as a link. Made by `join`; see thinwire.links.base.Link for the contract."""
 
     def __init__(
-        self, group: dist.ProcessGroup, backend: str, timeout_s: float | None, behind: TorchLink | None = None
-    ) -> None:
-        """behind: a link that others wait at while we wait for them on this one; time limits here add its longest."""
+        self, group: dist.ProcessGroup, backend: str, timeout_s: float | None, behind: TorchLink | None = None,
+        pace: Pace | None = None,
+    ) -> None:  # fmt: skip
+        """
+        behind  a link that others wait at while we wait for them on this one; time limits here add its longest
+        pace    what was measured with the same peers over another link
+        """
         self.rank = group.rank()
         self.members = tuple(range(group.size()))
         self.meter = Meter()
@@ -83,7 +87,7 @@ class TorchLink:
         self._crew = Crew()
         self._opened = 0
         self._lock = threading.Lock()
-        self._pace = Pace()
+        self.pace = pace or Pace()
         self._longest_limit_s, self._behind = 0.0, behind
         self._broken: PeerLost | None = None
         self._jobs: list[Future[object]] = []
@@ -139,7 +143,7 @@ class TorchLink:
         moved = Counter({rank: buffer.numel() for rank, (buffer, _) in outgoing.items()})
         moved.update({rank: most for rank, (most, _) in incoming.items()})
         with self._lock:
-            limit_s = self._timeout_s or self._pace.begin(moved)
+            limit_s = self._timeout_s or self.pace.begin(moved)
             if self._behind is not None:
                 limit_s += self._behind._longest_limit_s
             self._longest_limit_s = max(self._longest_limit_s, limit_s)
@@ -151,7 +155,7 @@ class TorchLink:
             raise
         finally:
             with self._lock:
-                self._pace.end(moved, took)
+                self.pace.end(moved, took)
         for rank, buffer in arrived.items():
             self.timings.took(rank, length(buffer), came[rank])
         sent_bytes = sum(buffer.numel() for buffer, _ in outgoing.values())
@@ -166,27 +170,28 @@ class Pace:
     Rates are kept peer by peer: what a fast one taught must not be asked of a slow one that was never met.
     """
 
-    def __init__(self) -> None:
-        self._rates: dict[int, float] = {}  # bytes per second, the slowest so far
-        self._longest_wait_s = 0.0
+    def __init__(self, rates: Mapping[int, float] | None = None) -> None:
+        """rates: what was measured with these peers over another link."""
+        self.rates = dict(rates or {})  # rank -> bytes per second, the slowest so far
+        self.longest_wait_s = 0.0
         self._under_way_bytes = 0
 
     def begin(self, moved: Mapping[int, int]) -> float:
         """An exchange of so many bytes with each peer begins; returns its time limit in seconds."""
         self._under_way_bytes += sum(moved.values())
         slowest = min(
-            (self._rates.get(rank, _UNMEASURED_BYTES_PER_S) for rank in moved), default=_UNMEASURED_BYTES_PER_S
+            (self.rates.get(rank, _UNMEASURED_BYTES_PER_S) for rank in moved), default=_UNMEASURED_BYTES_PER_S
         )
-        return time_limit_s(self._under_way_bytes, slowest, self._longest_wait_s)
+        return time_limit_s(self._under_way_bytes, slowest, self.longest_wait_s)
 
     def end(self, moved: Mapping[int, int], took_s: Mapping[int, float]) -> None:
         """It ended, after so many seconds with each peer; small messages tell of latency, not of rate."""
         self._under_way_bytes -= sum(moved.values())
         for rank, seconds in took_s.items():
-            self._longest_wait_s = max(self._longest_wait_s, seconds)
+            self.longest_wait_s = max(self.longest_wait_s, seconds)
             if moved[rank] >= _TELLING_BYTES:
                 rate = moved[rank] / max(seconds, 1e-6)
-                self._rates[rank] = min(self._rates.get(rank, rate), rate)
+                self.rates[rank] = min(self.rates.get(rank, rate), rate)
 
 
 class _TorchChannel:
