@@ -21,7 +21,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from thinwire.config import Run, dump
+from thinwire.elastic import beside
 from thinwire.elastic.board import WITH_OTHERS, Board, Said
+from thinwire.elastic.exhibit import Exhibit
 from thinwire.elastic.journal import FOLDER, Journal
 from thinwire.elastic.ledger import Book, Ledger, Runs, size
 from thinwire.errors import ConfigError, ThinwireError
@@ -84,6 +86,7 @@ class Stay:
     at_least  members before the first step
     begun     the run has taken steps already: without somebody who holds its state this member must not begin anew
     resume    folder with checkpoints to go on from if nobody holds more; None: this member starts without
+    fetched   what came of the state beside the run, before this member met the others
     """
 
     out: Path
@@ -91,17 +94,19 @@ class Stay:
     at_least: int = 1
     begun: bool = False
     resume: Path | None = None
+    fetched: beside.Beside = beside.NOTHING
 
 
 def train_among(
     run: Run, task: Task, link: Group, stay: Stay, *, board: Board, journal: Journal, display: Display,
-    stops: Callable[[], bool],
+    stops: Callable[[], bool], exhibit: Exhibit | None = None,
 ) -> RunRecord | None:  # fmt: skip
     """Train this member until the run ends or it is asked to leave.
 
     task     as all members build it from the run
     link     a group that changes; the synchronizer meets the others over it
     stops    whether this member was asked to leave: it finishes its round, says goodbye and goes
+    exhibit  where newcomers find the state after committed rounds; None: they are given all of it when they come
     returns  the record of the run as this member saw it; None if it left before the end
     raises   ConfigError for a method whose members do not share a model, or a run that has begun and nobody holds
     """
@@ -118,7 +123,7 @@ def train_among(
     optimizers = run.optimizer.build(model)
     own = int.from_bytes(hashlib.blake2b(link.name.encode(), digest_size=8).digest(), "little")
     torch.manual_seed(mix(run.seed, own) >> 1)  # from here on members may draw for themselves: dropout
-    session = _Session(run, task, link, model, optimizers, stay, board, journal, display, stops, device, plan)
+    session = _Session(run, task, link, model, optimizers, stay, board, journal, display, stops, device, plan, exhibit)
     sync = synchronize(model, optimizers, plan, link, seed=run.seed, observer=session.observe)
     session.restore(sync)
     try:
@@ -148,10 +153,11 @@ class _Session:
     def __init__(
         self, run: Run, task: Task, link: Group, model: nn.Module, optimizers: Optimizers, stay: Stay, board: Board,
         journal: Journal, display: Display, stops: Callable[[], bool], device: torch.device, plan: Method | Phases,
+        exhibit: Exhibit | None = None,
     ) -> None:  # fmt: skip
         self.run, self.task, self.link, self.model, self.optimizers = run, task, link, model, optimizers
         self.stay, self.board, self.journal, self.display = stay, board, journal, display
-        self.stops, self.device = stops, device
+        self.stops, self.device, self.exhibit = stops, device, exhibit
         self.book = Book(ledger_of(run, task, plan, stay.epochs), link.name)
         self.here = History()
         self.losses: list[torch.Tensor] = []
@@ -176,7 +182,8 @@ class _Session:
         seconds = self.link.now() - self.start
         self.journal.write(
             "joined", step=sync.step, seconds=seconds, bytes=self._received(), units_seen=self.book.ledger.units_done,
-            units_per_epoch=self.book.ledger.units_per_epoch,
+            units_per_epoch=self.book.ledger.units_per_epoch, beside_step=self.stay.fetched.step,
+            beside_seconds=self.stay.fetched.seconds, beside_bytes=self.stay.fetched.bytes,
         )  # fmt: skip
         self.board.met(self.link.names)
         self.display.started(self.run, 0, sum(p.numel() for p in self.model.parameters()), sync.step)
@@ -235,6 +242,8 @@ class _Session:
         heard, self.heard = self.heard, None
         common = self._digest()
         self.journal.write("round", **heard, digest=common)
+        if self.exhibit is not None:
+            self.exhibit.publish(self.sync.common_step, self.sync.for_newcomers)
         step, run = self.sync.step, self.run
         self.display.progress(step, self.statuses)
         if run.eval_every and step // run.eval_every > self.evaluated_at // run.eval_every and step < run.steps:
