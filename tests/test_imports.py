@@ -29,7 +29,7 @@ FLOORS: list[set[str]] = [
     {"elastic"},
     {"snapshot", "inner", "regroup"},
     {"kept"},
-    {"synchronizer", "hooks", "pushes", "decentralized", "seeds", "snapshots"},
+    {"synchronizer", "hooks", "pushes", "decentralized", "seeds", "snapshots", "watch"},
     {"integrations"},
 ]
 #: Imports inside functions that point back, and why they may: each breaks a cycle that is in the thing itself.

@@ -33,6 +33,7 @@ class _Commands(click.Group):
         "methods": "thinwire.cli.parts",
         "codecs": "thinwire.cli.parts",
         "lab": "thinwire.cli.lab",
+        "chaos": "thinwire.cli.chaos",
         "doctor": "thinwire.cli.doctor",
         "export": "thinwire.cli.seeds",
         "import": "thinwire.cli.seeds",

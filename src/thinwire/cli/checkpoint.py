@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -17,10 +16,12 @@ from rich.table import Table
 from thinwire.cli import DONE
 from thinwire.errors import ConfigError
 from thinwire.train import checkpoint as files
-from thinwire.train import universal
+from thinwire.train import pretrained, universal
 from thinwire.train.gathering import Inner, check_agree, gather
+from thinwire.units import Size
 
 _PATH = click.Path(path_type=Path)
+_SHARD_BYTES = 5 * 10**9
 
 
 @click.group()
@@ -76,26 +77,31 @@ def verify(place: Path) -> int:
     help="The inner optimizers' state: the members' mean, the first member's, or none.",
 )  # fmt: skip
 @click.option(
-    "--to", "kind", type=click.Choice(["universal", "weights"]), default="universal", show_default=True,
-    help="A checkpoint for any group, or the model's weights alone.",
+    "--to", "kind", type=click.Choice(["universal", "weights", "hf"]), default="universal", show_default=True,
+    help="A checkpoint for any group; the model's weights alone; or a folder that Hugging Face libraries load.",
 )  # fmt: skip
-def convert(place: Path, out: Path, step: int | None, members: str | None, inner: Inner, kind: str) -> int:
+@click.option("--shard-size", metavar="SIZE", help="With --to hf: of a weights file at most.  [default: 5GB]")
+def convert(
+    place: Path, out: Path, step: int | None, members: str | None, inner: Inner, kind: str, shard_size: str | None
+) -> int:
     """Make a universal checkpoint of a run's: one record a parameter, for any number of members.
 
     \b
     thinwire checkpoint convert runs/four four.safetensors
     thinwire train --from four.safetensors --workers 3 --out runs/three
     thinwire checkpoint convert four.safetensors model.safetensors --to weights
+    thinwire checkpoint convert runs/four four --to hf
 
     What of the members' states has no place there is told, and by what rule the rest was taken.
     """
+    shard_bytes = _shard_bytes(shard_size, kind)
     if place.is_dir():
         made = gather(place, step=step, ranks=_ranks(members), inner=inner)
     elif step is not None or members is not None or kind == "universal":
         raise ConfigError(
             f"convert {place} {out}: a file already holds one step of no members in particular",
-            expected="a run's folder; or a universal checkpoint and --to weights",
-            mend="name the folder, or leave --step and --members out and say --to weights",
+            expected="a run's folder; or a universal checkpoint and --to weights or --to hf",
+            mend="name the folder, or leave --step and --members out and say --to weights or --to hf",
         )
     else:
         made = universal.read(place)
@@ -103,6 +109,9 @@ def convert(place: Path, out: Path, step: int | None, members: str | None, inner
         if kind == "weights":
             _write_weights(out, made)
             click.echo(f"{out}  weights of step {made.step}")
+            return DONE
+        if kind == "hf":
+            click.echo(f"{out}  step {made.step}: {pretrained.write(out, made, shard_bytes=shard_bytes)}")
             return DONE
         whole = universal.write(out, made)
     click.echo(f"{out}  step {made.step}, {len(made.records)} records, {out.stat().st_size} bytes, digest {whole}")
@@ -117,9 +126,22 @@ def _write_weights(out: Path, made: universal.Universal) -> None:
         raise ConfigError(
             f"{out} is there already", expected="a name that is free", mend="choose another one, or remove the file"
         )
-    weights = {name: record.value.to(getattr(torch, record.dtype)) for name, record in made.records.items()}
-    weights |= {name: weights[of] for name, of in made.aliases.items()}
-    files.write_whole(out, {name: value.clone().contiguous() for name, value in weights.items()}, {"format": "pt"})
+    state = pretrained.weights(made)
+    files.write_whole(out, {name: value.clone().contiguous() for name, value in state.items()}, {"format": "pt"})
+
+
+def _shard_bytes(words: str | None, kind: str) -> int:
+    if words is None:
+        return _SHARD_BYTES
+    if kind != "hf":
+        raise ConfigError(
+            f"--shard-size {words} with --to {kind}: that is one file",
+            expected="--shard-size with --to hf",
+            mend="leave --shard-size out",
+        )
+    if not (found := Size.parse(words).bytes):
+        raise ConfigError(f"--shard-size {words}", expected="more than 0 bytes", mend="--shard-size 5GB")
+    return found
 
 
 def _ranks(words: str | None) -> list[int] | None:

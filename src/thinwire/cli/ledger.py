@@ -17,7 +17,7 @@ _MOST = 20
 @click.command()
 @click.argument("folder", metavar="FOLDER", type=click.Path(path_type=Path))
 def ledger(folder: Path) -> int:
-    """Prove from the members' logs that each sample was counted once an epoch.
+    """Prove that each sample was counted once an epoch.
 
     FOLDER is that of a run of `thinwire up`; copy the logs of other machines
     (members/*.jsonl) into it if a round is said to be in none. Exit code 2 if a unit

@@ -23,7 +23,7 @@ _EVERY_S = 2.0
 @click.option("--json", "as_json", is_flag=True, help="All that is known, as JSON.")
 @click.option("--watch", is_flag=True, help="Again every two seconds, until Ctrl-C or the run's end.")
 def status(address: str, token: str, as_json: bool, watch: bool) -> None:
-    """How a run stands: members, rounds, bytes, shares of work, who is waited for.
+    """How a run that others join stands.
 
     Any member's address will do. A page that shows the same is at
     http://HOST:PORT/#TOKEN.

@@ -36,7 +36,7 @@ def up(
     words: tuple[str, ...], bind: str, port: int, token: str | None, at_least: int, members_here: int, epochs: int,
     resume: str | None, uplink: str, as_json: bool,
 ) -> int:  # fmt: skip
-    """Start a run that others can join at any time, leave, and crash in.
+    """Start a run that others can join at any time.
 
     Prints the line that others type. Every field of the configuration is a flag, as
     for `thinwire train`; without a file, the run is the embedded default. Ctrl-C

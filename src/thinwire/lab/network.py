@@ -71,6 +71,7 @@ class Lab:
         self.spec = spec
         self.name = ""
         self._subnet = 0
+        self._delays_in_kernel = False
         self._started: list[subprocess.Popen[bytes]] = []
         self._exit = ExitStack()
 
@@ -128,6 +129,25 @@ class Lab:
         """Put it in again."""
         ip(self._switch, f"link set p{rank} up")
 
+    def throttle(self, rank: int, rate_bits_per_s: float | None) -> None:
+        """Limit a host's line to another rate, both ways; None: to what the lab was built with.
+
+        raises  ConfigError where the lab was built without rates in both directions: there is no bucket to change
+        """
+        if math.inf in (self.spec.up_bits_per_s, self.spec.down_bits_per_s):
+            raise ConfigError(
+                f"lab: host {rank} throttled to {rate_bits_per_s} bit/s in a lab without rates",
+                expected="a lab whose lines are limited, so that a limit can be changed",
+                mend="build it with a rate, however high: LabSpec(hosts, rate_bits_per_s=1e9)",
+            )
+        for space, device, usual in (
+            (self._host(rank), "eth0", self.spec.up_bits_per_s),
+            (self._switch, f"p{rank}", self.spec.down_bits_per_s),
+        ):
+            place = "parent 1:1" if device != "eth0" and self._delays_in_kernel else "root"
+            bucket = self._bucket(usual if rate_bits_per_s is None else rate_bits_per_s)
+            tc(space, f"qdisc replace dev {device} {place} {bucket}")
+
     def _run_in(
         self,
         space: str,
@@ -161,6 +181,7 @@ class Lab:
 
     def _build(self, found: Abilities) -> None:
         in_kernel = found.netem or not self.spec.delay_s
+        self._delays_in_kernel = found.netem and self.spec.delay_s > 0
         self._add_namespace(self._switch)
         if in_kernel:
             ip(

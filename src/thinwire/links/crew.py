@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 _Inbox = SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]
+_END_LIMIT_S = 1.0
 
 
 class Crew:
@@ -22,6 +23,7 @@ class Crew:
 
     def __init__(self) -> None:
         self._idle: list[_Inbox] = []
+        self._threads: dict[int, threading.Thread] = {}  # by the identity of their inbox
 
     def do(self, task: Callable[[], T]) -> Future[T]:
         """Begin a task now, in a thread of its own."""
@@ -30,14 +32,24 @@ class Crew:
             inbox = self._idle.pop()
         except IndexError:
             inbox = SimpleQueue()
-            threading.Thread(target=self._serve, args=(inbox,), daemon=True).start()
+            thread = self._threads[id(inbox)] = threading.Thread(target=self._serve, args=(inbox,), daemon=True)
+            thread.start()
         inbox.put((future, task))
         return future
 
     def close(self) -> None:
-        """Let the threads without a task end."""
+        """Let the threads without a task end, and wait for them a moment.
+
+        One that still lets go of a task's tensors as the interpreter ends would abort the process.
+        """
+        ending = []
         while self._idle:
-            self._idle.pop().put(None)
+            inbox = self._idle.pop()
+            inbox.put(None)
+            ending.append(self._threads.pop(id(inbox)))
+        for thread in ending:
+            if thread is not threading.current_thread():
+                thread.join(_END_LIMIT_S)
 
     def _serve(self, inbox: _Inbox) -> None:
         while (given := inbox.get()) is not None:

@@ -24,7 +24,8 @@ from thinwire.errors import ConfigError, PeerLost
 from thinwire.links.actors import Actor, Actors, Job
 from thinwire.links.base import Link
 from thinwire.links.meter import Meter
-from thinwire.links.network import Address, Network, Wires, each
+from thinwire.links.network import SMALL_BYTES, Address, Network, Wires, each
+from thinwire.links.timings import Timings
 
 T = TypeVar("T")
 
@@ -71,6 +72,7 @@ class Message:
     address: Address
     buffer: Tensor
     due: float
+    first: float = 0.0  # when its first bit was there
     landed: bool = False
 
 
@@ -122,7 +124,7 @@ class Mail:
     def _land(self, message: Message, first: float) -> None:
         """The first bit is at the receiver's down-link: from here on it is known when the last one will be there."""
         message.due = self.wires.arrive(message.address[3], message.buffer.numel(), first, message.due)
-        message.landed = True
+        message.landed, message.first = True, first
         receiver = self.awaited.pop(message.address, None)
         if receiver is not None:
             group, awaits = self.awaits[receiver]
@@ -140,7 +142,9 @@ class Mail:
             if place is group and (actor.owner == owner or (rank in awaits and awaits[rank] not in self.messages)):
                 self.actors.ask(actor)
 
-    def receive(self, group: Group, rank: int, channel: int, turns: Mapping[int, int], what: str) -> dict[int, Tensor]:
+    def receive(
+        self, group: Group, rank: int, channel: int, turns: Mapping[int, int], what: str, timings: Timings
+    ) -> dict[int, Tensor]:
         actor, mail = self.actors.me, self.messages
         keys = {sender: (channel, turn, group.owners[sender], actor.owner) for sender, turn in turns.items()}
         awaits = {sender: key for sender, key in keys.items() if not (key in mail and mail[key].landed)}
@@ -175,20 +179,24 @@ class Mail:
             assert not in_time
             raise PeerLost(missing or awaits, during=what,
                            why=f"no answer within {self.patience_s:g} simulated seconds")  # fmt: skip
-        return {sender: mail.pop(key).buffer.clone() for sender, key in keys.items()}  # others may share it
+        found = {sender: mail.pop(key) for sender, key in keys.items()}
+        for sender, message in found.items():
+            timings.took(sender, message.buffer.numel(), message.due - message.first)
+        return {sender: message.buffer.clone() for sender, message in found.items()}  # others may share it
 
 
 class LocalChannel:
-    def __init__(self, mail: Mail, group: Group, rank: int, meter: Meter, number: int, purpose: str) -> None:
-        self._mail, self._group, self._rank, self._meter = mail, group, rank, meter
-        self._number, self._purpose = group.number << 32 | number, purpose
+    def __init__(self, link: LocalLink, number: int, purpose: str) -> None:
+        self._mail, self._group, self._rank = link.mail, link.group, link.rank
+        self._meter, self._timings = link.meter, link.timings
+        self._number, self._purpose = link.group.number << 32 | number, purpose
         self._sent: Counter[int] = Counter()
         self._received: Counter[int] = Counter()
 
     def exchange(self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, int], what: str) -> dict[int, Tensor]:
         self.send(outgoing)
         turns = {rank: self._received[rank] for rank in incoming}
-        arrived = self._mail.receive(self._group, self._rank, self._number, turns, what)
+        arrived = self._mail.receive(self._group, self._rank, self._number, turns, what, self._timings)
         self._sent.update(outgoing.keys())
         self._received.update(incoming.keys())
         self._meter.count(
@@ -212,6 +220,7 @@ class LocalLink:
     group: Group
     rank: int
     meter: Meter = field(default_factory=Meter)
+    timings: Timings = field(default_factory=lambda: Timings(least_bytes=SMALL_BYTES + 1))
     opened: int = 0
 
     @property
@@ -220,7 +229,7 @@ class LocalLink:
 
     def open(self, purpose: str) -> LocalChannel:
         number, self.opened = self.opened, self.opened + 1
-        return LocalChannel(self.mail, self.group, self.rank, self.meter, number, purpose)
+        return LocalChannel(self, number, purpose)
 
     def spawn(self, job: Callable[[], T], name: str) -> Job[T]:
         return self.mail.actors.start(self.group.owners[self.rank], self.now(), job)

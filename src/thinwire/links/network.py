@@ -22,7 +22,7 @@ from thinwire.errors import ConfigError
 Address = tuple[int, int, int, int]
 
 _NORMAL = NormalDist()
-_SMALL_BYTES = 576  # what every network passes in one piece
+SMALL_BYTES = 576  # what every network passes in one piece
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class _Way:
         if self._rate is None:
             return at, at
         takes = 8.0 * size / self._rate
-        if size > _SMALL_BYTES:
+        if size > SMALL_BYTES:
             start = max(at, self._free)
             self._free = start + takes
         else:

@@ -13,6 +13,7 @@ broken and says so at every further use; what was committed stays valid, and the
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import Counter
@@ -32,6 +33,7 @@ from thinwire.errors import PeerLost
 from thinwire.links.base import Channel
 from thinwire.links.crew import Crew
 from thinwire.links.meter import Meter
+from thinwire.links.timings import Timings
 from thinwire.packet import length
 
 T = TypeVar("T")
@@ -47,8 +49,9 @@ _CUT = _TAGS  # nobody sends under it
 #: rank -> what to send or the most bytes to receive, and the tag.
 Outgoing = Mapping[int, tuple[Tensor, int]]
 Incoming = Mapping[int, tuple[int, int]]
-#: What arrived, and the seconds after which each peer was served: rank -> uint8 [most], rank -> s.
-Arrived = tuple[dict[int, Tensor], dict[int, float]]
+#: What arrived, the seconds after which each peer was served, and those after which its message was there:
+#: rank -> uint8 [most], rank -> s, rank -> s.
+Arrived = tuple[dict[int, Tensor], dict[int, float], dict[int, float]]
 
 
 def time_limit_s(payload_bytes: int, rate_bytes_per_s: float, longest_wait_s: float) -> float:
@@ -72,6 +75,7 @@ class TorchLink:
         self.rank = group.rank()
         self.members = tuple(range(group.size()))
         self.meter = Meter()
+        self.timings = Timings()
         self._group = group
         self._timeout_s = timeout_s
         self._transfer = _gloo if backend == "gloo" else _nccl
@@ -141,13 +145,15 @@ class TorchLink:
             self._longest_limit_s = max(self._longest_limit_s, limit_s)
         took: Mapping[int, float] = {}
         try:
-            arrived, took = self._transfer(self._crew, self._group, outgoing, incoming, limit_s, what)
+            arrived, took, came = self._transfer(self._crew, self._group, outgoing, incoming, limit_s, what)
         except PeerLost as lost:
             self._broken = self._broken or lost
             raise
         finally:
             with self._lock:
                 self._pace.end(moved, took)
+        for rank, buffer in arrived.items():
+            self.timings.took(rank, length(buffer), came[rank])
         sent_bytes = sum(buffer.numel() for buffer, _ in outgoing.values())
         received_bytes = sum(length(buffer) for buffer in arrived.values())
         self.meter.count(purpose, sent_bytes=sent_bytes, received_bytes=received_bytes, messages_sent=len(outgoing))
@@ -231,16 +237,22 @@ def _gloo(
     except RuntimeError as error:
         raise PeerLost(works, during=what, why=first_line(error)) from error
     # A waiter for each peer, so that whoever fails first is seen first.
+    start = time.monotonic()
     waits = {rank: crew.do(partial(_finish, work, limit)) for rank, work in works.items()}
-    return buffers, _await_all(waits, limit_s, what)
+    took = _await_all(waits, limit_s, what)
+    return buffers, took, {rank: waits[rank].result() - start for rank in incoming}
 
 
-def _finish(works: Iterable[dist.Work], limit: timedelta) -> None:
+def _finish(works: Iterable[dist.Work], limit: timedelta) -> float:
+    """Wait for all works with a peer; returns when the first was done: the message from it, where one is due."""
+    first = math.inf
     for work in works:
         work.wait(limit)
+        first = min(first, time.monotonic())
+    return first
 
 
-def _await_all(waits: Mapping[int, Future[None]], limit_s: float, what: str) -> dict[int, float]:
+def _await_all(waits: Mapping[int, Future[float]], limit_s: float, what: str) -> dict[int, float]:
     """Until all are done, the first fails or the limit has passed; every five seconds say who is missing.
 
     Only the first to fail is lost for certain: those after it may have left because of it.
@@ -269,7 +281,7 @@ def _await_all(waits: Mapping[int, Future[None]], limit_s: float, what: str) -> 
     return took
 
 
-def _put(ended: SimpleQueue[int], rank: int, future: Future[None]) -> None:
+def _put(ended: SimpleQueue[int], rank: int, future: Future[float]) -> None:
     ended.put(rank)
 
 
@@ -298,7 +310,8 @@ def _nccl(
             _log.warning("%s: waiting for %s (gives up in %.0f s)", what, names(peers), limit_s - (now - start))
         time.sleep(0.0005)
     took_s = time.monotonic() - start
-    return {rank: buffer.cpu() for rank, buffer in buffers.items()}, dict.fromkeys(peers, took_s)
+    took = dict.fromkeys(peers, took_s)
+    return {rank: buffer.cpu() for rank, buffer in buffers.items()}, took, took
 
 
 def names(ranks: Collection[int]) -> str:

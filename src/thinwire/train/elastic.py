@@ -176,7 +176,6 @@ class _Session:
     # --- the order of things -------------------------------------------------------------------------------------
 
     def go(self, sync: Synchronizer) -> RunRecord | None:
-        self.sync = sync
         self._refuse_another_genesis()
         self.evaluated_at = self.saved_at = sync.step
         seconds = self.link.now() - self.start
@@ -407,6 +406,7 @@ class _Session:
 
     def restore(self, sync: Synchronizer) -> None:
         """Go on from the newest checkpoint on this machine, whoever wrote it, unless the others hold more."""
+        self.sync = sync
         state = None if self.stay.resume is None else load_newest(self.stay.resume)
         if state is None:
             return

@@ -61,7 +61,7 @@ class HuggingFaceOptions:
 
     def build(self, *, seed: int) -> Task:
         """Load the tokenizer and the data; the weights are loaded by `model()`."""
-        tokenizer = _load(self.path, "AutoTokenizer")
+        tokenizer = load_tokenizer(self.path)
         config = _load(self.path, "AutoConfig")
         _check_context(self, config)
         if self.head == "causal":
@@ -82,7 +82,7 @@ class CausalTask:
 
     def model(self) -> nn.Module:
         """The pretrained model; only the adapters are drawn from torch's global generator."""
-        return _adapted(_load(self.options.path, "AutoModelForCausalLM"), self.options, "CAUSAL_LM")
+        return _causal(self.options)
 
     def batch(self, step: int, rank: int, world: int) -> Batch:
         """Windows drawn with replacement: they do not depend on how many members there are."""
@@ -127,11 +127,7 @@ class ClassifierTask:
 
     def model(self) -> nn.Module:
         """The pretrained body under a head for these labels; a new head comes from torch's global generator."""
-        classes = int(self.labels.max()) + 1
-        model = _load(
-            self.options.path, "AutoModelForSequenceClassification", num_labels=classes, pad_token_id=self.padding
-        )
-        return _adapted(model, self.options, "SEQ_CLS")
+        return _classifier(self.options, self.labels, self.padding)
 
     def batch(self, step: int, rank: int, world: int) -> Batch:
         """The member's next texts; together the members see each one once an epoch."""
@@ -171,11 +167,33 @@ class ClassifierTask:
         return Batch(ids[:, : int(lengths.max())], self.labels[index], len(index), tokens=int(lengths.sum()))
 
 
+def whole_model(options: HuggingFaceOptions) -> nn.Module:
+    """The model of a task with these options; data are read only for a classifier's labels."""
+    if options.head == "causal":
+        return _causal(options)
+    return _classifier(options, _labelled(options)[1], _padding_id(load_tokenizer(options.path)))
+
+
+def load_tokenizer(path: str) -> Any:
+    """The tokenizer beside a pretrained model. Raises ConfigError if there is none."""
+    return _load(path, "AutoTokenizer")
+
+
+def _causal(options: HuggingFaceOptions) -> nn.Module:
+    return _adapted(_load(options.path, "AutoModelForCausalLM"), options, "CAUSAL_LM")
+
+
+def _classifier(options: HuggingFaceOptions, labels: Tensor, padding: int) -> nn.Module:
+    classes = int(labels.max()) + 1
+    model = _load(options.path, "AutoModelForSequenceClassification", num_labels=classes, pad_token_id=padding)
+    return _adapted(model, options, "SEQ_CLS")
+
+
 def _load(path: str, kind: str, **options: object) -> Any:
     """`transformers.KIND.from_pretrained(path)`."""
     transformers = import_extra("transformers", extra="hf", purpose="the task 'huggingface'")
     try:
-        with _quiet(transformers):
+        with quiet(transformers):
             return getattr(transformers, kind).from_pretrained(path, **options)
     except (OSError, ValueError) as error:
         raise ConfigError(
@@ -186,7 +204,7 @@ def _load(path: str, kind: str, **options: object) -> Any:
 
 
 @contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
+def quiet(transformers: Any) -> Iterator[None]:
     """Without the library's progress bars: every member loads, and their bars would run over one another."""
     logging = transformers.utils.logging
     if not logging.is_progress_bar_enabled():
