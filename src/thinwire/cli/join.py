@@ -71,7 +71,7 @@ def join(
             dump(run), now["id"], token, "join", host, 0 if place else port, list(now["lighthouses"]),
             now["at_least"], now["epochs"], begun=now["begun"] or now["step"] > 0,
             shows="nothing" if place else "json" if as_json else "terminal", registries=_holders(now, address),
-            uplink=uplink,
+            uplink=uplink, isolate=bool(now.get("isolate")),
         )  # fmt: skip
 
     return look_after(members_here, order, Path(run.out) / "logs")

@@ -31,10 +31,11 @@ from thinwire.version import __version__
 @click.option("--epochs", default=0, metavar="E", help="End once E epochs are done, or with --steps.")
 @click.option("--resume", metavar="FOLDER", help="Go on from the newest checkpoint in this run's folder.")
 @with_uplink
+@click.option("--isolate", is_flag=True, help="Members that are slow or damaged again and again leave.")
 @click.option("--json", "as_json", is_flag=True, help="JSON lines on standard output instead of a progress line.")
 def up(
     words: tuple[str, ...], bind: str, port: int, token: str | None, at_least: int, members_here: int, epochs: int,
-    resume: str | None, uplink: str, as_json: bool,
+    resume: str | None, uplink: str, isolate: bool, as_json: bool,
 ) -> int:  # fmt: skip
     """Start a run that others can join at any time.
 
@@ -69,6 +70,7 @@ def up(
             told = Order(
                 dump(run), run_id, token, "up", bind, 0 if place else port, [lighthouse.address], at_least, epochs,
                 shows="nothing" if place else "json" if as_json else "terminal", uplink=uplink,
+                isolate=isolate,
             )  # fmt: skip
             return again(told, run, resume is not None or life > 0)
 

@@ -29,6 +29,7 @@ from thinwire.elastic.ledger import Book, Ledger, Runs, size
 from thinwire.errors import ConfigError, ThinwireError
 from thinwire.fragments import digest
 from thinwire.links.base import Link
+from thinwire.links.timings import Timings
 from thinwire.method import Method, Phases
 from thinwire.randomness import mix
 from thinwire.report.record import Event, Point, RunRecord
@@ -49,8 +50,11 @@ from thinwire.train.steps import (
     set_random_state,
 )
 from thinwire.train.tasks import Batch, Task
+from thinwire.train.watching import Watching
+from thinwire.watch import Policy, Word
 
 _log = logging.getLogger("thinwire")
+_WATCH_STEPS = 8  # local steps between a member's words, at least
 _NO_EPOCH = 1000  # units in an epoch of a task that does not say
 
 
@@ -64,6 +68,10 @@ class Group(Link, Protocol):
     @property
     def names(self) -> tuple[str, ...]:
         """Everybody's, in order of rank, as of now."""
+
+    @property
+    def timings(self) -> Timings | None:
+        """Seconds a byte, if they are measured."""
 
     def carry(self, key: str, save: Callable[[], Mapping[str, Any]], load: Callable[[Mapping[str, Any]], None]) -> None:
         """Common state beside the model's."""
@@ -87,6 +95,7 @@ class Stay:
     begun     the run has taken steps already: without somebody who holds its state this member must not begin anew
     resume    folder with checkpoints to go on from if nobody holds more; None: this member starts without
     fetched   what came of the state beside the run, before this member met the others
+    isolate   a member that is found slow or damaged again and again leaves; the same on all members
     """
 
     out: Path
@@ -95,6 +104,7 @@ class Stay:
     begun: bool = False
     resume: Path | None = None
     fetched: beside.Beside = beside.NOTHING
+    isolate: bool = False
 
 
 def train_among(
@@ -143,6 +153,12 @@ def ledger_of(run: Run, task: Task, plan: Method | Phases, epochs: int) -> Ledge
     )
 
 
+def _watch_every(plan: Method | Phases) -> int:
+    """Rounds from one word to the next: of methods that exchange every step or two, not every one."""
+    schedule = (plan.then if isinstance(plan, Phases) else plan).schedule
+    return max(1, _WATCH_STEPS // schedule.period)
+
+
 class _Left(Exception):
     """The member was asked to leave, and has finished its round."""
 
@@ -163,11 +179,13 @@ class _Session:
         self.losses: list[torch.Tensor] = []
         self.mean_loss: float | None = None  # since the last round, as it was told
         self.worked_s = self.worked_units = 0.0  # since the last round
-        self.leaves = False
+        self.leaves, self.leaves_for = False, "it was asked to"
         self.heard: dict[str, Any] | None = None  # a committed round that is not written down yet
         self.statuses: dict[int, Status] = {}
         self.evaluated_at = self.saved_at = 0
         self.final: dict[str, float] = {}
+        self.watching = Watching(Policy(isolate=stay.isolate), _watch_every(plan), self.find)
+        self.word = Word(0)
         self.start = link.now()
         link.carry("ledger", self.book.state_dict, self.book.load_state_dict)
         link.beside_rounds(self._tell, self._hear)
@@ -188,8 +206,9 @@ class _Session:
         self.display.started(self.run, 0, sum(p.numel() for p in self.model.parameters()), sync.step)
         while not self._is_over():
             self._local_step()
+            told = self.leaves
             self._after_step()
-            if self.leaves and self.ended_round:
+            if told and self.ended_round:
                 self._leave()
         return self._end()
 
@@ -243,6 +262,7 @@ class _Session:
         self.journal.write("round", **heard, digest=common)
         if self.exhibit is not None:
             self.exhibit.publish(self.sync.common_step, self.sync.for_newcomers)
+        self._watch()
         step, run = self.sync.step, self.run
         self.display.progress(step, self.statuses)
         if run.eval_every and step // run.eval_every > self.evaluated_at // run.eval_every and step < run.steps:
@@ -254,10 +274,17 @@ class _Session:
         ):
             self._save()
 
+    def _watch(self) -> None:
+        self.watching.call(self.word)
+        because = self.watching.isolates(self.link.name)
+        if because and not self.leaves:
+            self.leaves, self.leaves_for = True, because  # told with the next round
+            self._note("isolated", because)
+
     def _leave(self) -> NoReturn:
         """The round is committed and the others have met: what follows is theirs."""
         self._save()
-        self.journal.write("ended", step=self.sync.step, why="left: it was asked to")
+        self.journal.write("ended", step=self.sync.step, why=f"left: {self.leaves_for}")
         self.board.phase("ended", self.sync.step)
         self._note("left", "the others go on; join again to come back")
         raise _Left
@@ -306,6 +333,9 @@ class _Session:
             "units_per_epoch": ledger.units_per_epoch,
         }  # fmt: skip
         self._show(outcome, names, told, done)
+        step_s = self.worked_s / self.worked_units if self.worked_s and self.worked_units else None
+        self.word = Word(round(self.worked_units), step_s, counted=self.link.rank in outcome.ranks)
+        self.watching.heard()
         self.losses, self.worked_s, self.worked_units = [], 0.0, 0.0
 
     def _show(
@@ -341,6 +371,7 @@ class _Session:
             "met", names=list(change.names), came=list(change.came), left=list(change.left), seconds=change.seconds
         )
         self.board.met(change.names, change.came, change.left)
+        self.watching.gather(self.link, tuple(change.names), self.link.timings)
         if change.healed:
             self.journal.write("healed", seconds=change.seconds, bytes=change.received_bytes)
             self.losses, self.worked_s, self.worked_units = [], 0.0, 0.0

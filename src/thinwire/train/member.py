@@ -55,6 +55,7 @@ class Order:
     shows        "terminal", "json" or "nothing"
     registries   of members whose state this one is to fetch before it meets them
     uplink       of this machine: newcomers are given a share of it
+    isolate      members that are found at fault again and again leave
     """
 
     toml: str
@@ -71,6 +72,7 @@ class Order:
     shows: str = "nothing"
     registries: list[str] = field(default_factory=list)
     uplink: str = "100mbit"
+    isolate: bool = False
 
     def line(self) -> str:
         """As a line of standard input."""
@@ -176,7 +178,7 @@ def _stay(order: Order, run: Run, stops: Callable[[], bool]) -> RunRecord | None
             if stops():
                 return None
             stay = Stay(out, order.epochs, order.at_least, order.begun and not order.resume,
-                        Path(order.resume) if order.resume else None, fetched)  # fmt: skip
+                        Path(order.resume) if order.resume else None, fetched, order.isolate)  # fmt: skip
             record = train_among(
                 run, task, link, stay, board=board, journal=journal, display=display, stops=stops, exhibit=exhibit
             )
@@ -208,7 +210,7 @@ def facts(order: Order, run: Run) -> dict[str, Any]:
     return {
         "id": order.run_id, "version": __version__, "toml": order.toml, "lighthouses": order.lighthouses,
         "at_least": order.at_least, "epochs": order.epochs, "steps": run.steps, "method": run.method.name, "task": task,
-        "begun": order.begun,
+        "begun": order.begun, "isolate": order.isolate,
     }  # fmt: skip
 
 
