@@ -400,6 +400,18 @@ class Kept(ABC):
             values.append({"state": packed, "model": self._fragments.gather(f) if gradient else NOTHING})
         return values
 
+    def for_newcomers(self) -> State:
+        """What a newcomer to a group that changes would be given now, of all that members hold alike.
+
+        Asked for after a round, before the next step; it may share memory with the state: copy what is to stay.
+        """
+        if self._group is None:
+            raise ConfigError(
+                "what newcomers would be given, of a group that does not change",
+                expected="an elastic link", mend="take part with thinwire.join_elastic, or ask for state_dict()",
+            )  # fmt: skip
+        return self._group.common()
+
     def lent(self) -> State:
         """See thinwire.regroup.Keeper."""
         return {

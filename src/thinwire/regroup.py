@@ -63,6 +63,10 @@ class Settled:
 class Keeper(Protocol):
     """What is asked of whoever keeps the state: the synchronizer."""
 
+    @property
+    def common_step(self) -> int:
+        """The newest step that all members have passed alike."""
+
     def word(self, epoch: int, founds: bool) -> Word:
         """Where it is. Waits for rounds under way to arrive or fail."""
 
@@ -92,6 +96,10 @@ class Regrouping:
         self.link, self.epoch = link, 0
         self._keeper = keeper
         self._failures = 0
+
+    def common(self) -> State:
+        """What a newcomer would be given now, of all that members hold alike; after a round, before the next step."""
+        return self._common(self._keeper.common_step, self.epoch)
 
     def worked(self) -> None:
         """A round was committed."""
@@ -162,7 +170,7 @@ class Regrouping:
             names = ", ".join(gathering.names[rank] for rank in takers)
             _log.info("%s: given the state of step %d by %d members", names, ruling.step, len(donors))
             gives = me in donors
-            common = {"keeper": keeper.common(ruling.step), "epoch": ruling.epoch, "carried": self._carried()}
+            common = self._common(ruling.step, ruling.epoch)
             given = hand_over(
                 link, donors, takers, common if gives else None, keeper.lent() if gives else None, self.link.shelf
             )
@@ -179,8 +187,9 @@ class Regrouping:
         keeper.go_on(settled)
         return settled, tuple(gathering.names[rank] for rank in takers)
 
-    def _carried(self) -> State:
-        return {key: save() for key, (save, _) in self.link.carried.items()}
+    def _common(self, step: int, epoch: int) -> State:
+        carried = {key: save() for key, (save, _) in self.link.carried.items()}
+        return {"keeper": self._keeper.common(step), "epoch": epoch, "carried": carried}
 
     def _refuse(self, ruling: Ruling, gathering: Gathering) -> None:
         me = gathering.link.rank

@@ -165,3 +165,7 @@ def test_members_come_crash_and_leave(start, call, tmp_path):
     assert proof.void == 0
     healed = [line for lines in read(out).values() for line in lines if line["event"] == "healed"]
     assert len(healed) >= 2, "two newcomers were given the state"
+    joined = [line for lines in read(out).values() for line in lines if line["event"] == "joined" and line["step"]]
+    fetched = [line for line in joined if line["beside_bytes"]]
+    assert fetched, "and fetched it beside the run"
+    assert all(0 < line["beside_step"] <= line["step"] and line["beside_seconds"] > 0 for line in fetched)

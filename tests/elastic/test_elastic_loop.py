@@ -176,7 +176,8 @@ def test_tuning_by_seeds_is_refused(tmp_path):
 
 
 def test_changes_are_logged_and_shown(tmp_path):
-    board, group = Board("m0", {}), Fixed(SimpleNamespace(rank=0, members=(0,), now=lambda: 0.0))
+    link = SimpleNamespace(rank=0, members=(0, 1), now=lambda: 0.0, open=lambda purpose: None, timings=None)
+    board, group = Board("m0", {}), Fixed(link)
     journal = Journal(tmp_path / "members" / "m0.jsonl")
     task = TASK.build(seed=0)
     session = elastic._Session(

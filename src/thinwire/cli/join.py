@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from thinwire.cli.uplink import with_uplink
 from thinwire.config import dump, loads
 from thinwire.elastic.registry import get
 from thinwire.errors import ConfigError, LinkError
@@ -27,11 +28,12 @@ from thinwire.version import __version__
 @click.option("--out", metavar="FOLDER", help="Where to write; left out: as the run says.")
 @click.option("--members-here", default=1, show_default=True, metavar="K", help="Members on this machine.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where this machine computes.")
+@with_uplink
 @click.option("--json", "as_json", is_flag=True, help="JSON lines on standard output instead of a progress line.")
 @click.option("--as-member", is_flag=True, hidden=True)
 def join(
     address: str | None, token: str | None, bind: str | None, port: int, out: str | None, members_here: int,
-    device: str | None, as_json: bool, as_member: bool,
+    device: str | None, uplink: str, as_json: bool, as_member: bool,
 ) -> int:  # fmt: skip
     """Be a member of a run that others started.
 
@@ -68,10 +70,18 @@ def join(
         return Order(
             dump(run), now["id"], token, "join", host, 0 if place else port, list(now["lighthouses"]),
             now["at_least"], now["epochs"], begun=now["begun"] or now["step"] > 0,
-            shows="nothing" if place else "json" if as_json else "terminal",
+            shows="nothing" if place else "json" if as_json else "terminal", registries=_holders(now, address),
+            uplink=uplink, isolate=bool(now.get("isolate")),
         )  # fmt: skip
 
     return look_after(members_here, order, Path(run.out) / "logs")
+
+
+def _holders(found: dict[str, Any], address: str) -> list[str]:
+    """Services of members that have a state to show; none before the first step."""
+    if not found["step"]:
+        return []
+    return list(dict.fromkeys(each for each in found["members"].values() if each)) or [address]
 
 
 def _check(found: dict[str, Any], address: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from thinwire.cli.train import FREE_FLAGS, configured
+from thinwire.cli.uplink import with_uplink
 from thinwire.config import Run, dump
 from thinwire.elastic import journal
 from thinwire.elastic.registry import get
@@ -29,10 +30,12 @@ from thinwire.version import __version__
 @click.option("--members-here", default=1, show_default=True, metavar="K", help="Members on this machine.")
 @click.option("--epochs", default=0, metavar="E", help="End once E epochs are done, or with --steps.")
 @click.option("--resume", metavar="FOLDER", help="Go on from the newest checkpoint in this run's folder.")
+@with_uplink
+@click.option("--isolate", is_flag=True, help="Members that are slow or damaged again and again leave.")
 @click.option("--json", "as_json", is_flag=True, help="JSON lines on standard output instead of a progress line.")
 def up(
     words: tuple[str, ...], bind: str, port: int, token: str | None, at_least: int, members_here: int, epochs: int,
-    resume: str | None, as_json: bool,
+    resume: str | None, uplink: str, isolate: bool, as_json: bool,
 ) -> int:  # fmt: skip
     """Start a run that others can join at any time.
 
@@ -66,7 +69,8 @@ def up(
         def order(place: int, life: int) -> Order | None:
             told = Order(
                 dump(run), run_id, token, "up", bind, 0 if place else port, [lighthouse.address], at_least, epochs,
-                shows="nothing" if place else "json" if as_json else "terminal",
+                shows="nothing" if place else "json" if as_json else "terminal", uplink=uplink,
+                isolate=isolate,
             )  # fmt: skip
             return again(told, run, resume is not None or life > 0)
 
@@ -94,7 +98,9 @@ def again(order: Order, run: Run, restarts: bool) -> Order | None:
             return None
         if not found["holds"]:  # it waits for others itself
             continue
-        return replace(order, lighthouses=list(found["lighthouses"]), begun=True, run_id=found["id"])
+        return replace(
+            order, lighthouses=list(found["lighthouses"]), begun=True, run_id=found["id"], registries=peers(out)
+        )
     kept = newest(out) is not None
     return replace(order, begun=True, resume=str(out) if kept else "")
 

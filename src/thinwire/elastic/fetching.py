@@ -85,6 +85,7 @@ def fetch(
     answers_s: float = 60.0,
     silence_s: float = 60.0,
     tell: Callable[[Progress], None] = lambda progress: None,
+    stops: Callable[[], bool] = lambda: False,
 ) -> Fetched:
     """Fetch the state that members show.
 
@@ -94,6 +95,7 @@ def fetch(
     answers_s  for a first answer, and then for a state to be shown: it is published after a committed round
     silence_s  for the next bytes of an answer
     tell       called now and then, from several threads, one at a time
+    stops      asked now and then, from several threads; once it says so, all ends as if time were up
     raises     LinkError if nobody answers, nothing is shown, or time is up; ConfigError for a wrong token or address;
                PacketError for another format, or pieces that came damaged three times
     """
@@ -101,7 +103,7 @@ def fetch(
         raise ConfigError("no addresses to fetch a state from", expected="at least one", mend='name one: "HOST:PORT"')
     for address in addresses:
         host_port(address)
-    return _Fetch(tuple(dict.fromkeys(addresses)), token, shelf, limit_s, answers_s, silence_s, tell).run()
+    return _Fetch(tuple(dict.fromkeys(addresses)), token, shelf, limit_s, answers_s, silence_s, tell, stops).run()
 
 
 def _opener() -> OpenerDirector:
@@ -121,6 +123,7 @@ class _Fetch:
     answers_s: float
     silence_s: float
     tell: Callable[[Progress], None]
+    stops: Callable[[], bool]
     began: float = field(default_factory=time.monotonic)
     given: Counter[str] = field(default_factory=Counter)
     known_bytes: int = 0
@@ -316,10 +319,12 @@ class _Fetch:
         return bytes(arrived)
 
     def _check_time(self) -> None:
-        if time.monotonic() - self.began > self.limit_s:
+        stops = self.stops()
+        if stops or time.monotonic() - self.began > self.limit_s:
             missing = self.total_bytes - self.known_bytes
+            when = "before it was ended" if stops else f"within {self.limit_s:g} s"
             raise LinkError(
-                f"{self.given.total()} of {missing} missing bytes of a state arrived within {self.limit_s:g} s",
+                f"{self.given.total()} of {missing} missing bytes of a state arrived {when}",
                 expected="all of it",
                 mend="call again: what arrived is on the shelf; members give readers a share of their uplink only",
             )  # fmt: skip

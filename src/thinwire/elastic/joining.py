@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from thinwire.elastic.link import ElasticLink
 from thinwire.elastic.settings import Limits
+from thinwire.elastic.shelf import Shelf
 from thinwire.elastic.torchft_meeting import TorchftMeeting
 
 
@@ -21,6 +22,7 @@ def join_elastic(
     timeout_s: float | None = None,
     limits: Limits | None = None,
     standby_port: int = 0,
+    shelf: Shelf | None = None,
 ) -> Iterator[ElasticLink]:
     """Take part in an elastic run for as long as the `with` block lasts; others may come and go meanwhile.
 
@@ -37,6 +39,7 @@ def join_elastic(
     timeout_s     one override for every time limit of an exchange; by default they follow from what was measured
     limits        heartbeat and time limits of membership; what can be measured in them is
     standby_port  of this member's own standby lighthouse; 0 takes a free one
+    shelf         pieces of the run's state that were fetched beside it (fetching.py): they are not sent again
     raises        ConfigError for a request that cannot be met, or if torchft is not installed
     """
     link = ElasticLink(
@@ -44,7 +47,7 @@ def join_elastic(
             addresses, name=name, host=host, at_least=at_least, founds=founds, timeout_s=timeout_s, limits=limits,
             standby_port=standby_port,
         ),
-        founds=founds,
+        shelf=shelf, founds=founds,
     )  # fmt: skip
     try:
         yield link

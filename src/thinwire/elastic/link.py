@@ -18,6 +18,7 @@ from thinwire.errors import ConfigError
 from thinwire.links.base import Channel, Handle, Link
 from thinwire.links.local import alone
 from thinwire.links.meter import Meter
+from thinwire.links.timings import Timings
 from thinwire.rounds import Committed
 
 T = TypeVar("T")
@@ -85,6 +86,11 @@ class ElasticLink:
         for part in (self._before, self._link.meter):
             whole.add(part)
         return whole
+
+    @property
+    def timings(self) -> Timings | None:
+        """Seconds a byte in the gathering that holds; None of a link that measures none."""
+        return getattr(self._link, "timings", None)
 
     def open(self, purpose: str) -> Channel:
         """A channel of the gathering that holds; it ends with it."""

@@ -55,7 +55,12 @@ class Registry:
         self._socket = _listen(bind, port)
         self.address = f"{bind}:{self._socket.getsockname()[1]}"
         self._server = uvicorn.Server(
-            uvicorn.Config(application(board, token, routes=routes), log_level="critical", lifespan="off")
+            uvicorn.Config(
+                application(board, token, routes=routes),
+                log_level="critical",
+                lifespan="off",
+                timeout_graceful_shutdown=1,
+            )
         )
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [self._socket]}, name="registry", daemon=True

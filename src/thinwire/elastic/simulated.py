@@ -26,6 +26,7 @@ from thinwire.links.base import Channel
 from thinwire.links.local import LocalChannel, LocalLink
 from thinwire.links.meter import Meter
 from thinwire.links.network import Network
+from thinwire.links.timings import Timings
 
 T = TypeVar("T")
 
@@ -115,6 +116,10 @@ class _Link:
     @property
     def meter(self) -> Meter:
         return self.link.meter
+
+    @property
+    def timings(self) -> Timings:
+        return self.link.timings
 
     def open(self, purpose: str) -> Channel:
         return _Channel(self, self.link.open(purpose), purpose)

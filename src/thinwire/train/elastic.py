@@ -21,12 +21,15 @@ from safetensors.torch import save_file
 from torch import nn
 
 from thinwire.config import Run, dump
+from thinwire.elastic import beside
 from thinwire.elastic.board import WITH_OTHERS, Board, Said
+from thinwire.elastic.exhibit import Exhibit
 from thinwire.elastic.journal import FOLDER, Journal
 from thinwire.elastic.ledger import Book, Ledger, Runs, size
 from thinwire.errors import ConfigError, ThinwireError
 from thinwire.fragments import digest
 from thinwire.links.base import Link
+from thinwire.links.timings import Timings
 from thinwire.method import Method, Phases
 from thinwire.randomness import mix
 from thinwire.report.record import Event, Point, RunRecord
@@ -47,8 +50,11 @@ from thinwire.train.steps import (
     set_random_state,
 )
 from thinwire.train.tasks import Batch, Task
+from thinwire.train.watching import Watching
+from thinwire.watch import Policy, Word
 
 _log = logging.getLogger("thinwire")
+_WATCH_STEPS = 8  # local steps between a member's words, at least
 _NO_EPOCH = 1000  # units in an epoch of a task that does not say
 
 
@@ -62,6 +68,10 @@ class Group(Link, Protocol):
     @property
     def names(self) -> tuple[str, ...]:
         """Everybody's, in order of rank, as of now."""
+
+    @property
+    def timings(self) -> Timings | None:
+        """Seconds a byte, if they are measured."""
 
     def carry(self, key: str, save: Callable[[], Mapping[str, Any]], load: Callable[[Mapping[str, Any]], None]) -> None:
         """Common state beside the model's."""
@@ -84,6 +94,8 @@ class Stay:
     at_least  members before the first step
     begun     the run has taken steps already: without somebody who holds its state this member must not begin anew
     resume    folder with checkpoints to go on from if nobody holds more; None: this member starts without
+    fetched   what came of the state beside the run, before this member met the others
+    isolate   a member that is found slow or damaged again and again leaves; the same on all members
     """
 
     out: Path
@@ -91,17 +103,20 @@ class Stay:
     at_least: int = 1
     begun: bool = False
     resume: Path | None = None
+    fetched: beside.Beside = beside.NOTHING
+    isolate: bool = False
 
 
 def train_among(
     run: Run, task: Task, link: Group, stay: Stay, *, board: Board, journal: Journal, display: Display,
-    stops: Callable[[], bool],
+    stops: Callable[[], bool], exhibit: Exhibit | None = None,
 ) -> RunRecord | None:  # fmt: skip
     """Train this member until the run ends or it is asked to leave.
 
     task     as all members build it from the run
     link     a group that changes; the synchronizer meets the others over it
     stops    whether this member was asked to leave: it finishes its round, says goodbye and goes
+    exhibit  where newcomers find the state after committed rounds; None: they are given all of it when they come
     returns  the record of the run as this member saw it; None if it left before the end
     raises   ConfigError for a method whose members do not share a model, or a run that has begun and nobody holds
     """
@@ -118,7 +133,7 @@ def train_among(
     optimizers = run.optimizer.build(model)
     own = int.from_bytes(hashlib.blake2b(link.name.encode(), digest_size=8).digest(), "little")
     torch.manual_seed(mix(run.seed, own) >> 1)  # from here on members may draw for themselves: dropout
-    session = _Session(run, task, link, model, optimizers, stay, board, journal, display, stops, device, plan)
+    session = _Session(run, task, link, model, optimizers, stay, board, journal, display, stops, device, plan, exhibit)
     sync = synchronize(model, optimizers, plan, link, seed=run.seed, observer=session.observe)
     session.restore(sync)
     try:
@@ -138,6 +153,12 @@ def ledger_of(run: Run, task: Task, plan: Method | Phases, epochs: int) -> Ledge
     )
 
 
+def _watch_every(plan: Method | Phases) -> int:
+    """Rounds from one word to the next: of methods that exchange every step or two, not every one."""
+    schedule = (plan.then if isinstance(plan, Phases) else plan).schedule
+    return max(1, _WATCH_STEPS // schedule.period)
+
+
 class _Left(Exception):
     """The member was asked to leave, and has finished its round."""
 
@@ -148,20 +169,23 @@ class _Session:
     def __init__(
         self, run: Run, task: Task, link: Group, model: nn.Module, optimizers: Optimizers, stay: Stay, board: Board,
         journal: Journal, display: Display, stops: Callable[[], bool], device: torch.device, plan: Method | Phases,
+        exhibit: Exhibit | None = None,
     ) -> None:  # fmt: skip
         self.run, self.task, self.link, self.model, self.optimizers = run, task, link, model, optimizers
         self.stay, self.board, self.journal, self.display = stay, board, journal, display
-        self.stops, self.device = stops, device
+        self.stops, self.device, self.exhibit = stops, device, exhibit
         self.book = Book(ledger_of(run, task, plan, stay.epochs), link.name)
         self.here = History()
         self.losses: list[torch.Tensor] = []
         self.mean_loss: float | None = None  # since the last round, as it was told
         self.worked_s = self.worked_units = 0.0  # since the last round
-        self.leaves = False
+        self.leaves, self.leaves_for = False, "it was asked to"
         self.heard: dict[str, Any] | None = None  # a committed round that is not written down yet
         self.statuses: dict[int, Status] = {}
         self.evaluated_at = self.saved_at = 0
         self.final: dict[str, float] = {}
+        self.watching = Watching(Policy(isolate=stay.isolate), _watch_every(plan), self.find)
+        self.word = Word(0)
         self.start = link.now()
         link.carry("ledger", self.book.state_dict, self.book.load_state_dict)
         link.beside_rounds(self._tell, self._hear)
@@ -175,14 +199,16 @@ class _Session:
         seconds = self.link.now() - self.start
         self.journal.write(
             "joined", step=sync.step, seconds=seconds, bytes=self._received(), units_seen=self.book.ledger.units_done,
-            units_per_epoch=self.book.ledger.units_per_epoch,
+            units_per_epoch=self.book.ledger.units_per_epoch, beside_step=self.stay.fetched.step,
+            beside_seconds=self.stay.fetched.seconds, beside_bytes=self.stay.fetched.bytes,
         )  # fmt: skip
         self.board.met(self.link.names)
         self.display.started(self.run, 0, sum(p.numel() for p in self.model.parameters()), sync.step)
         while not self._is_over():
             self._local_step()
+            told = self.leaves
             self._after_step()
-            if self.leaves and self.ended_round:
+            if told and self.ended_round:
                 self._leave()
         return self._end()
 
@@ -234,6 +260,9 @@ class _Session:
         heard, self.heard = self.heard, None
         common = self._digest()
         self.journal.write("round", **heard, digest=common)
+        if self.exhibit is not None:
+            self.exhibit.publish(self.sync.common_step, self.sync.for_newcomers)
+        self._watch()
         step, run = self.sync.step, self.run
         self.display.progress(step, self.statuses)
         if run.eval_every and step // run.eval_every > self.evaluated_at // run.eval_every and step < run.steps:
@@ -245,10 +274,17 @@ class _Session:
         ):
             self._save()
 
+    def _watch(self) -> None:
+        self.watching.call(self.word)
+        because = self.watching.isolates(self.link.name)
+        if because and not self.leaves:
+            self.leaves, self.leaves_for = True, because  # told with the next round
+            self._note("isolated", because)
+
     def _leave(self) -> NoReturn:
         """The round is committed and the others have met: what follows is theirs."""
         self._save()
-        self.journal.write("ended", step=self.sync.step, why="left: it was asked to")
+        self.journal.write("ended", step=self.sync.step, why=f"left: {self.leaves_for}")
         self.board.phase("ended", self.sync.step)
         self._note("left", "the others go on; join again to come back")
         raise _Left
@@ -297,6 +333,9 @@ class _Session:
             "units_per_epoch": ledger.units_per_epoch,
         }  # fmt: skip
         self._show(outcome, names, told, done)
+        step_s = self.worked_s / self.worked_units if self.worked_s and self.worked_units else None
+        self.word = Word(round(self.worked_units), step_s, counted=self.link.rank in outcome.ranks)
+        self.watching.heard()
         self.losses, self.worked_s, self.worked_units = [], 0.0, 0.0
 
     def _show(
@@ -332,6 +371,7 @@ class _Session:
             "met", names=list(change.names), came=list(change.came), left=list(change.left), seconds=change.seconds
         )
         self.board.met(change.names, change.came, change.left)
+        self.watching.gather(self.link, tuple(change.names), self.link.timings)
         if change.healed:
             self.journal.write("healed", seconds=change.seconds, bytes=change.received_bytes)
             self.losses, self.worked_s, self.worked_units = [], 0.0, 0.0

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,20 +19,25 @@ import torch
 from rich.console import Console
 
 from thinwire.config import Run, loads
+from thinwire.elastic.beside import Beside, fetch_beside
 from thinwire.elastic.board import Board
+from thinwire.elastic.exhibit import Exhibit, routes
 from thinwire.elastic.journal import FOLDER, Journal
 from thinwire.elastic.link import Change, ElasticLink
 from thinwire.elastic.meeting import Gathering, Meeting
 from thinwire.elastic.registry import Registry
+from thinwire.elastic.shelf import Shelf
 from thinwire.errors import ConfigError, LinkError, StateMismatch
 from thinwire.report.record import RunRecord
 from thinwire.train.display import Display, JsonLines, Silent, Terminal
 from thinwire.train.elastic import Stay, train_among
 from thinwire.train.launch import leave, stop_signal
+from thinwire.units import Rate
 from thinwire.version import __version__
 
 ENDED, LEFT, TRY_AGAIN = 0, 130, 75
 PEERS = "peers.json"
+SHELF = "shelf"
 _PAUSE_S = 0.2
 
 
@@ -48,6 +53,9 @@ class Order:
     begun        the run has taken steps: this member waits for it, and begins none
     resume       folder with checkpoints; empty: none
     shows        "terminal", "json" or "nothing"
+    registries   of members whose state this one is to fetch before it meets them
+    uplink       of this machine: newcomers are given a share of it
+    isolate      members that are found at fault again and again leave
     """
 
     toml: str
@@ -62,6 +70,9 @@ class Order:
     begun: bool = False
     resume: str = ""
     shows: str = "nothing"
+    registries: list[str] = field(default_factory=list)
+    uplink: str = "100mbit"
+    isolate: bool = False
 
     def line(self) -> str:
         """As a line of standard input."""
@@ -153,17 +164,24 @@ def _stay(order: Order, run: Run, stops: Callable[[], bool]) -> RunRecord | None
     display = shown.get(order.shows) or Silent()
     try:
         board = Board(meeting.name, facts(order, run))
-        registry = Registry(order.bind, order.port, board, order.token)
+        exhibit = Exhibit(Rate.parse(order.uplink))
+        registry = Registry(order.bind, order.port, board, order.token, routes=routes(exhibit, order.token))
         board.address = registry.address
         journal = Journal(out / FOLDER / f"{meeting.name}.jsonl")
         group: Meeting = meeting if order.begun else AtLeast(meeting, order.at_least)
-        link = ElasticLink(group, founds=founds)
+        shelf = Shelf(folder=out / SHELF)
+        link = ElasticLink(group, shelf=shelf, founds=founds)
         link.on_change(lambda change: _remember(out, board, meeting, change))
-        stay = Stay(out, order.epochs, order.at_least, order.begun and not order.resume,
-                    Path(order.resume) if order.resume else None)  # fmt: skip
         try:
             task = run.task.build(seed=run.seed)
-            record = train_among(run, task, link, stay, board=board, journal=journal, display=display, stops=stops)
+            fetched = _fetched(order, shelf, stops)
+            if stops():
+                return None
+            stay = Stay(out, order.epochs, order.at_least, order.begun and not order.resume,
+                        Path(order.resume) if order.resume else None, fetched, order.isolate)  # fmt: skip
+            record = train_among(
+                run, task, link, stay, board=board, journal=journal, display=display, stops=stops, exhibit=exhibit
+            )
             if record is not None and link.rank == link.members[0]:
                 leave(run, record)
             return record
@@ -177,13 +195,22 @@ def _stay(order: Order, run: Run, stops: Callable[[], bool]) -> RunRecord | None
         meeting.close()
 
 
+def _fetched(order: Order, shelf: Shelf, stops: Callable[[], bool]) -> Beside:
+    """The state, beside the run; that it did not come is told."""
+    found = fetch_beside(order.registries, order.token, shelf, stops)
+    if found.why:
+        told = "this member is given it when it meets the others, who wait for that long"
+        print(f"thinwire: the state was not fetched beside the run ({found.why}); {told}", file=sys.stderr)
+    return found
+
+
 def facts(order: Order, run: Run) -> dict[str, Any]:
     """What `GET /run` tells of the run."""
     task = getattr(run.task, "function", type(run.task).__name__.removesuffix("Options").lower())
     return {
         "id": order.run_id, "version": __version__, "toml": order.toml, "lighthouses": order.lighthouses,
         "at_least": order.at_least, "epochs": order.epochs, "steps": run.steps, "method": run.method.name, "task": task,
-        "begun": order.begun,
+        "begun": order.begun, "isolate": order.isolate,
     }  # fmt: skip
 
 
