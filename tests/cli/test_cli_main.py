@@ -58,7 +58,7 @@ def test_a_misspelt_command():
         cli.main(["trian"], standalone_mode=False)
     assert str(caught.value) == (
         "there is no command 'trian'\n"
-        "  expected  one of: checkpoint, codecs, compare, demo, doctor, export, import, join, lab, ledger, "
+        "  expected  one of: chaos, checkpoint, codecs, compare, demo, doctor, export, import, join, lab, ledger, "
         "methods, replay, status, train, up\n"
         "  mend      did you mean 'train'?"
     )
@@ -74,6 +74,7 @@ def test_a_misspelt_command():
         ["join"],
         ["status"],
         ["ledger"],
+        ["chaos"],
         ["compare"],
         ["methods"],
         ["codecs"],

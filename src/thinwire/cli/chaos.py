@@ -33,16 +33,16 @@ def chaos(
     words: tuple[str, ...], hosts: int, rate: str, script: Path | None, lines: tuple[str, ...], seed: int | None,
     fault_every: str | None, length: str | None, begin: str, grace: str, out: Path, beside: Path | None, dry: bool,
 ) -> int:  # fmt: skip
-    """Do faults to a run whose members come and go, and report what they cost.
+    """Faults on a run in the lab, and what they cost.
 
     Host 0 runs `thinwire up`, the others `thinwire join`, in the lab: real processes,
     real lines, real kill -9. Needs root, as `thinwire lab` does. Everything is undone
     at the end. Exit code 2 if members ever disagreed, or a unit was counted twice.
 
     \b
-    thinwire chaos run.toml --fault '20s kill host1' --fault '40s cut host2 for 15s'
+    thinwire chaos run.toml --fault '20s kill host1'
     thinwire chaos run.toml --seed 7 --fault-every 30s --for 10min --hosts 4
-    thinwire chaos run.toml --for 10min --out runs/calm      no faults: to set beside
+    thinwire chaos run.toml --for 10min --out runs/calm   no faults: to set beside
     """
     from thinwire.chaos import field as places
     from thinwire.chaos import goodput, schedule, watching

@@ -238,7 +238,9 @@ class TorchftMeeting:
         )  # fmt: skip
 
     def _holds(self, number: int, names: tuple[str, ...]) -> bool:
-        return self._held is not None and (self._held.number, self._held.names) == (number, names)
+        if self._held is None or (self._held.number, self._held.names) != (number, names):
+            return False
+        return self.lighthouse == self._last[2] or self._base == names  # else: whether it may go on here is asked
 
     def _ask(self, until: float, waiting: _Waiting) -> Gathering:
         """One quorum. Raises _Gone if the lighthouse or the heart went meanwhile, NotFormed if no group came of it."""
