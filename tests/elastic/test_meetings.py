@@ -144,6 +144,24 @@ def test_lighthouses_end_one_after_the_other(house):
 
 
 @pytest.mark.slow
+def test_one_that_falls_silent_without_a_word_ends_what_waits_for_it(house):
+    """Its sockets stay open, as those of a pulled cable do: the lighthouse knows, long before a time limit."""
+    a, b, c = three = house.members("abc", house.lighthouse().address)
+    all_do(three, "meet")
+    pids = [b.pid, b.do("heart")["heart"]]
+    try:
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        for member in (a, c):
+            member.begin("exchange")
+        assert [member.end()["error"] for member in (a, c)] == ["PeerLost"] * 2
+        assert named(all_do((a, c), "meet broken")[0]) == "ac"
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+@pytest.mark.slow
 def test_a_minority_waits_and_says_so(house):
     lighthouse = house.lighthouse()
     a, b, c = three = house.members("abc", lighthouse.address, limits={"meet_s": 6.0})

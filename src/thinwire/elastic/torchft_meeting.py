@@ -34,6 +34,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from thinwire.elastic.lighthouse import Lookout, serve, split
 from thinwire.elastic.meeting import Gathering
 from thinwire.elastic.rendezvous import Card, NotFormed, base_after, connected, form
+from thinwire.elastic.sentry import Sentry
 from thinwire.elastic.servers import Server, compiled
 from thinwire.elastic.settings import Limits
 from thinwire.errors import ConfigError, LinkError, MeetingLost
@@ -112,6 +113,7 @@ class TorchftMeeting:
         self._candidates = self._given
         self._held: Gathering | None = None
         self._link: TorchLink | None = None
+        self._sentry: Sentry | None = None
         self._last: tuple[int, tuple[str, ...], str] = (0, (), "")  # number, names, where: of the last that formed
         self._base: tuple[str, ...] = ()
         self._rates: dict[str, float] = {}  # bytes per second with each member that was in a group with this one
@@ -187,6 +189,8 @@ class TorchftMeeting:
 
     def _part(self, why: str) -> None:
         """End the gathering that holds: its sockets close, so that nobody waits for us in it."""
+        if self._sentry is not None:
+            self._sentry.end()
         if self._link is not None:
             if self._held is not None:
                 names = self._held.names
@@ -194,7 +198,7 @@ class TorchftMeeting:
                 self._limits = replace(self._limits, exchange_s=self._link.pace.longest_wait_s)
             self._link.cut(why)
             self._link.close()
-        self._held = self._link = None
+        self._held = self._link = self._sentry = None
 
     def _reach(self, left_s: float, waiting: _Waiting) -> bool:
         """Connect with the candidate whose turn it is; if that fails, the next one's turn comes."""
@@ -286,6 +290,8 @@ class TorchftMeeting:
         known = {rank: self._rates[card.name] for rank, card in enumerate(cards) if card.name in self._rates}
         self._link = TorchLink(group, "gloo", self._timeout_s, pace=Pace(known))
         self._held = Gathering(number, tuple(card.name for card in cards), self._link)
+        others = tuple(name for name in self._held.names if name != self._name)
+        self._sentry = Sentry(place, others, self._link, self._limits.heartbeat_s)
         self._last, self._base = (number, self._held.names, place), base_after(cards)
         self._candidates = tuple(dict.fromkeys((*self._given, place, *(card.standby for card in cards))))
         self._turn = self._candidates.index(place)
