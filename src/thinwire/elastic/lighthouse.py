@@ -106,9 +106,9 @@ def _main(arguments: list[str] | None = None) -> int:
     except ThinwireError as error:
         print(f"thinwire: {error}", file=sys.stderr)
         return 2
-    print(server.address, flush=True)
-    parent = os.getppid()
     with suppress(KeyboardInterrupt):
+        print(server.address, flush=True)
+        parent = os.getppid()
         while server.alive() and os.getppid() == parent:
             time.sleep(0.5)
     ended = not server.alive()
