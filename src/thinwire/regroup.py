@@ -124,8 +124,7 @@ class Regrouping:
             try:
                 settled, behind = self._settle(gathering, before)
             except MENDABLE as error:
-                if not isinstance(error, PeerLost):
-                    self._count(error)
+                self._count(error)
                 why = self._gone(error, gathering)
                 continue
             except _Refused as refused:

@@ -198,14 +198,14 @@ def witnesses(method: Method, link: Link, route: Route) -> tuple[int, ...]:
     return link.members if method.topology.consensus else members_of(route)
 
 
-_SAID_MOST = 8  # numbers with a round
+MOST_SAID = 8  # numbers with a round
 _NUMBERS: Layout = {"numbers": (torch.float64, len(fields(Told)))}
 
 
 def _numbers(link: Link, says: tuple[int, ...], header: Header) -> Callable[[], dict[int, tuple[int, ...]]]:
     """A job that tells all members numbers of one's own, and hears theirs."""
     packet = Packet("said", 0, {"numbers": torch.tensor(says, dtype=torch.int64)}, replace(header, sender=link.rank))
-    layout: Layout = {"numbers": (torch.int64, _SAID_MOST)}
+    layout: Layout = {"numbers": (torch.int64, MOST_SAID)}
     channel, what = link.open("said with rounds"), f"what is said with round {header.round}"
 
     def job() -> dict[int, tuple[int, ...]]:

@@ -19,12 +19,11 @@ from thinwire.links.base import Channel, Handle, Link
 from thinwire.links.local import alone
 from thinwire.links.meter import Meter
 from thinwire.links.timings import Timings
-from thinwire.rounds import Committed
+from thinwire.rounds import MOST_SAID, Committed
 
 T = TypeVar("T")
 Tell = Callable[[], Sequence[int]]
 Hear = Callable[[Committed, Mapping[int, tuple[int, ...]]], None]
-_MOST_NUMBERS = 8  # that are told with a round
 
 
 @dataclass(frozen=True)
@@ -152,8 +151,6 @@ class ElasticLink:
 
     def meet(self, *, broken: bool) -> Gathering:
         """Meet the others. What is returned holds only once it was settled and `enter`ed."""
-        if broken:
-            self._link.close()  # at once, so that the others need not wait for a time limit to learn of it
         return self._meeting.meet(broken=broken)
 
     def enter(self, gathering: Gathering) -> None:
@@ -173,9 +170,9 @@ class ElasticLink:
         if self._beside is None:
             return None
         numbers = tuple(self._beside[0]())
-        if len(numbers) > _MOST_NUMBERS:
+        if len(numbers) > MOST_SAID:
             raise ConfigError(
-                f"{len(numbers)} numbers beside a round", expected=f"at most {_MOST_NUMBERS}", mend="tell fewer"
+                f"{len(numbers)} numbers beside a round", expected=f"at most {MOST_SAID}", mend="tell fewer"
             )
         return numbers
 
