@@ -59,8 +59,8 @@ def test_the_torch_link_measures_every_peer_and_all_reach_the_same(tmp_path):
 @pytest.mark.slow
 @pytest.mark.usefixtures("_root")
 def test_a_line_that_is_slow_is_named_by_all(tmp_path):
-    """Four hosts at 40 Mbit/s, one of them at 4: slow both ways, whatever the others have to do."""
-    spec = LabSpec(4, rate_bits_per_s=40e6)
+    """Five hosts at 40 Mbit/s, one of them at 4: slow both ways. Of four, half of all lines would be slow with it."""
+    spec = LabSpec(5, rate_bits_per_s=40e6)
     with ExitStack() as stack:
         lab = stack.enter_context(Lab(spec))
         lab.throttle(1, 4e6)
@@ -79,7 +79,7 @@ def test_a_line_that_is_slow_is_named_by_all(tmp_path):
     named = [
         any(each.startswith(("slow sender: member 1 ", "slow receiver: member 1 ")) for each in one) for one in past
     ]
-    assert any(named[1:]), "a busy machine may hide it for many a call, but not for all"
+    assert sum(named[1:]) >= len(named) // 2, "a busy machine may hide it for a call"
 
 
 @pytest.mark.root

@@ -9,7 +9,7 @@
     GET  /state/DIGEST    a manifest (pieces.py)
     POST /pieces          digests, a line each; returns the pieces end to end
 
-Readers read copies: the trainer is held up by making one (10 ms for 100 MB), never by a reader. Two are held at most:
+Readers read copies: the trainer is held up by making one, never by a reader. Two are held at most:
 one that is being read stays until nobody asked for any of it for half a minute, beside the newest; while both are read
 nothing is published. Digests are computed when a reader asks, on the server's thread.
 
