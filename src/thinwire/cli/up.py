@@ -59,7 +59,7 @@ def up(
     out = Path(run.out)
     _claim(out, resume)
     write_config(run)
-    token = token or secrets.token_urlsafe(18)
+    token = token or secrets.token_hex(16)
     port = port or free_port(bind)
     run_id = secrets.token_hex(4)
     lighthouse = Lighthouse(f"{bind}:0", out / "logs" / "lighthouse.log")
