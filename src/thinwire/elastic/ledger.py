@@ -12,7 +12,6 @@ State   the runs of units that are done; to whom the present lease was dealt; wh
 Exact   a lease follows from the state and the names alone, so nobody is asked, and a member's few numbers, heard by all
         with the round, say which units it means. A round that fails changes nothing: what survivors have in hand stays
         theirs, and goes with the round that is done again.
-Source  resilience-and-planning, 0 and 1.5 (leases, I2, I3).
 """
 
 from __future__ import annotations
