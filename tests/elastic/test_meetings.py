@@ -46,14 +46,30 @@ class House:
             each.stop()
 
 
-def meet_until(members, whom):
-    """Meet again and again until all of these names are there; returns what the first of the members was told."""
+def meet_until(members, whom, begun=()):
+    """Each meets again as soon as it is back, until all are told these names; returns what the first one was told.
 
-    def once():
-        told = all_do(members, "meet")[0]
-        return told if sorted(named(told)) == sorted(whom) else None
+    Who comes to a meeting that the others have just left waits for their next one, so none may wait for all to be back.
 
-    return until(once, f"no gathering of {whom}")
+    begun  those of them that are in a meeting already
+    """
+    told = {}
+    for member in members:
+        if member not in begun:
+            member.begin("meet")
+
+    def all_are_there():
+        for member in members:
+            if member not in told and not member.busy():
+                answer = member.end()
+                if sorted(named(answer)) == sorted(whom):
+                    told[member] = answer
+                else:
+                    member.begin("meet")
+        return len(told) == len(members)
+
+    until(all_are_there, f"no gathering of {whom}")
+    return told[members[0]]
 
 
 def named(told):
@@ -117,8 +133,7 @@ def test_lighthouses_end_one_after_the_other(house):
     lighthouse.stop()
     lighthouse = house.lighthouse(lighthouse.address)
     d.begin("meet")
-    together = meet_until(three, "abcd")
-    assert d.end()["names"] == together["names"]
+    meet_until((*three, d), "abcd", begun=(d,))
     assert all_do((*three, d), "exchange")[0]["heard"] == {"1": 2, "2": 3, "3": 4}
 
     # Killed for good, while somebody waits there: all go on to the standby of rank 0.
